@@ -1,0 +1,1 @@
+"""From a compute budget to a Mixture-of-Experts architecture, with Optuna."""

@@ -1,0 +1,26 @@
+"""One kind of error for everything a user wrote: a file, a flag, a search space, a study."""
+
+import difflib
+from collections.abc import Iterable
+
+__all__ = ["InputError", "did_you_mean"]
+
+
+class InputError(ValueError):
+    """Bad input, told in one line: what is wrong, where, and what was expected.
+
+    The command line prints it and exits with status 2; a library user catches a ``ValueError``.
+
+    Args:
+        message: What was found and what was expected.
+        where: The file, key, flag or study that holds it; it leads the line.
+    """
+
+    def __init__(self, message: str, *, where: object = None) -> None:
+        super().__init__(f"{where}: {message}" if where is not None else message)
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """``"; did you mean 'x'?"`` for the nearest of the known words, or an empty string."""
+    nearest = difflib.get_close_matches(word, list(known), n=1)
+    return f"; did you mean {nearest[0]!r}?" if nearest else ""

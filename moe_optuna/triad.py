@@ -1,0 +1,140 @@
+"""The triad: FLOPs per token, active and total parameters, held together within tolerances (arXiv:2603.21862, section
+3)."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from moe_optuna.architecture import MoEArchitecture
+from moe_optuna.errors import InputError
+
+__all__ = ["Budget", "Tolerances", "Triad"]
+
+
+def _positive(name: str, value: float) -> None:
+    if not (isinstance(value, (int, float)) and math.isfinite(value) and value > 0):
+        raise InputError(f"{value!r}, expected a positive finite number", where=name)
+
+
+@dataclass(frozen=True, slots=True)
+class Tolerances:
+    """Relative half-widths of the band around each target; 0.05 admits 95 % to 105 %."""
+
+    flops_per_token: float = 0.05
+    active_params: float = 0.05
+    total_params: float = 0.05
+
+    def __post_init__(self) -> None:
+        for name, value in asdict(self).items():
+            if not 0 < value < 1:
+                raise InputError(f"{value!r}, expected a fraction above 0 and below 1", where=f"tolerance {name}")
+
+
+@dataclass(frozen=True, slots=True)
+class Triad:
+    """Targets for M, Na and N in the `non_embedding` convention.
+
+    Attributes:
+        flops_per_token: M, training FLOPs per token; above ``6 * active_params``, since attention costs something.
+        active_params: Na.
+        total_params: N; at least Na.
+        tolerances: How far an architecture may be from each.
+    """
+
+    flops_per_token: float
+    active_params: float
+    total_params: float
+    tolerances: Tolerances = Tolerances()
+
+    def __post_init__(self) -> None:
+        for name in ("flops_per_token", "active_params", "total_params"):
+            _positive(name, getattr(self, name))
+        if self.total_params < self.active_params:
+            raise InputError(
+                f"{self.total_params:.4g}, expected at least active_params = {self.active_params:.4g}",
+                where="total_params",
+            )
+        if self.flops_per_token <= 6 * self.active_params:
+            raise InputError(
+                f"{self.flops_per_token:.4g}, expected more than 6 active_params = {6 * self.active_params:.4g}",
+                where="flops_per_token",
+            )
+
+    @classmethod
+    def at(
+        cls,
+        flops_per_token: float,
+        compute_density: float,
+        expansion_ratio: float,
+        tolerances: Tolerances = Tolerances(),
+    ) -> Triad:
+        """The triad at the Phase-1 coordinates: Na = M / compute_density, N = Na * expansion_ratio."""
+        for name, value, least in (("compute_density", compute_density, 6), ("expansion_ratio", expansion_ratio, 1)):
+            if not (math.isfinite(value) and value > least):
+                raise InputError(f"{value!r}, expected a finite number above {least}", where=name)
+        _positive("flops_per_token", flops_per_token)
+        active = flops_per_token / compute_density
+        return cls(flops_per_token, active, active * expansion_ratio, tolerances)
+
+    @property
+    def compute_density(self) -> float:
+        """M / Na."""
+        return self.flops_per_token / self.active_params
+
+    @property
+    def expansion_ratio(self) -> float:
+        """N / Na."""
+        return self.total_params / self.active_params
+
+    def deviations(self, architecture: MoEArchitecture) -> dict[str, float]:
+        """Relative deviation of each count from its target, signed."""
+        return {name: getattr(architecture.non_embedding, name) / target - 1 for name, target in self.targets.items()}
+
+    def violations(self, architecture: MoEArchitecture) -> dict[str, float]:
+        """How far each count lies outside its tolerance, as a share of the target; at most 0 where it is met
+        (Optuna's sign)."""
+        return {
+            name: abs(deviation) - getattr(self.tolerances, name)
+            for name, deviation in self.deviations(architecture).items()
+        }
+
+    def admits(self, architecture: MoEArchitecture) -> bool:
+        """Whether the architecture meets all three."""
+        return all(excess <= 1e-12 for excess in self.violations(architecture).values())
+
+    @property
+    def targets(self) -> dict[str, float]:
+        """The three targets by name."""
+        return {
+            "flops_per_token": self.flops_per_token,
+            "active_params": self.active_params,
+            "total_params": self.total_params,
+        }
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data: the targets and, under `tolerances`, the tolerances."""
+        return {**self.targets, "tolerances": asdict(self.tolerances)}
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """A compute budget C and its division into M and D, ``C = M D`` exactly.
+
+    Attributes:
+        compute: Training FLOPs of a run.
+        flops_per_token: M that the run aims at.
+    """
+
+    compute: float
+    flops_per_token: float
+
+    def __post_init__(self) -> None:
+        _positive("compute", self.compute)
+        _positive("flops_per_token", self.flops_per_token)
+
+    @property
+    def tokens(self) -> float:
+        """D = C / M."""
+        return self.compute / self.flops_per_token
