@@ -1,0 +1,117 @@
+"""The command line as a user meets it: one JSON object, or one line and status 2."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from moe_optuna import MoEArchitecture
+from moe_optuna.cli import main
+
+
+@pytest.fixture
+def architecture_file(tmp_path: Path) -> Path:
+    architecture = MoEArchitecture(
+        d_model=64, n_dense_layers=1, n_moe_layers=2, n_heads=4, n_kv_heads=2, d_head=16, d_dense=192, d_expert=32,
+        n_experts=8, top_k=2, n_shared_experts=1, context_length=256, vocab_size=256,
+    )  # fmt: skip
+    path = tmp_path / "architecture.json"
+    architecture.save(path)
+    return path
+
+
+def call(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
+    with pytest.raises(SystemExit) as stop:
+        main([str(argument) for argument in arguments])
+    out, err = capsys.readouterr()
+    return int(stop.value.code or 0), out, err
+
+
+def as_json(capsys: pytest.CaptureFixture[str], *arguments: object) -> dict[str, Any]:
+    status, out, err = call(capsys, *arguments, "--json")
+    assert status == 0, err
+    answer = json.loads(out)
+    assert isinstance(answer, dict)
+    return answer
+
+
+def test_count_prints_both_conventions(capsys: pytest.CaptureFixture[str], architecture_file: Path) -> None:
+    answer = as_json(capsys, "count", architecture_file)
+    architecture = MoEArchitecture.load(architecture_file)
+    assert answer["non_embedding"]["flops_per_token"] == architecture.non_embedding.flops_per_token
+    assert answer["full"]["total_params"] == architecture.full.total_params
+    assert sum(answer["shares"].values()) == pytest.approx(1)
+    assert answer["architecture"]["d_model"] == 64
+
+
+def test_plan_gives_an_architecture_within_the_triad(capsys: pytest.CaptureFixture[str]) -> None:
+    answer = as_json(capsys, "plan", "--compute", "3e20")
+    architecture = MoEArchitecture.from_dict(answer["architecture"])
+    counts, triad = architecture.non_embedding, answer["triad"]
+    for name in ("flops_per_token", "active_params", "total_params"):
+        assert getattr(counts, name) == pytest.approx(triad[name], rel=triad["tolerances"][name] + 1e-9)
+    assert answer["tokens"] * answer["flops_per_token"] == pytest.approx(3e20, rel=1e-3)
+
+
+def test_lattice_counts_what_it_lists(capsys: pytest.CaptureFixture[str]) -> None:
+    at = ("lattice", "cpu", "--compute", "1e12", "--compute-density", "9", "--expansion-ratio", "4")
+    answer = as_json(capsys, *at, "--list")
+    assert answer["count"] == len(answer["architectures"]) == as_json(capsys, *at)["count"]
+
+
+def test_lattice_says_what_binds(capsys: pytest.CaptureFixture[str]) -> None:
+    answer = as_json(
+        capsys, "lattice", "cpu", "--flops-per-token", "7e5", "--active-params", "1e5", "--total-params", "9e9"
+    )
+    assert answer["count"] == 0
+    assert answer["binding"]
+    assert answer["nearest"]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["count", "nowhere.json"],
+        ["count"],
+        ["plan", "--compute", "-1"],
+        ["plan", "--compute", "nan"],
+        ["plan", "--compute", "inf"],
+        ["plan", "--compute", "many"],
+        ["plan", "--compute", "1e20", "--laws", "nowhere.json"],
+        ["lattice", "no_such_space", "--compute", "1e18"],
+        ["lattice", "cpu"],
+        ["lattice", "cpu", "--compute", "1e12", "--compute-density", "5", "--expansion-ratio", "4"],
+        ["fit", "nowhere.csv", "--law", "chinchilla"],
+        ["leverage", "--activation-ratio", "2", "--granularity", "4", "--compute", "1e20"],
+        ["leverage", "--activation-ratio", "0.1", "--granularity", "nan", "--compute", "1e20"],
+        ["export", "nowhere.json", "--to", "hf"],
+        ["report", "nowhere"],
+        ["dashboard", "nowhere"],
+        ["search", "no_such_space"],
+        ["search", "cpu", "--workers", "0"],
+        ["search", "cpu", "--executor", "carrier-pigeon"],
+        ["search", "cpu", "--storage", "sqlite:///x.db", "--workers", "2"],
+        ["astrology"],
+    ],
+    ids=" ".join,
+)
+def test_bad_input_is_one_line_and_status_two(
+    arguments: list[str], capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    status, out, err = call(capsys, *arguments)
+    assert status == 2
+    assert out == ""
+    assert len(err.strip().splitlines()) == 1, err
+    assert "Traceback" not in err
+    assert not list(tmp_path.iterdir()), "something was written"
+
+
+def test_export_takes_only_known_frameworks(capsys: pytest.CaptureFixture[str], architecture_file: Path) -> None:
+    status, out, _ = call(capsys, "export", architecture_file, "--to", "hf")
+    assert status == 0
+    assert json.loads(out)["hidden_size"] == 64
+    status, _, err = call(capsys, "export", architecture_file, "--to", "abacus")
+    assert status == 2
+    assert "abacus" in err
