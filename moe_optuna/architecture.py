@@ -1,21 +1,19 @@
-"""`MoEArchitecture`: the structural dimensions of a decoder-only Mixture-of-Experts language model, and exact counts
-of it.
+"""`MoEArchitecture`: the structural dimensions of a decoder-only Mixture-of-Experts language model, with exact counts.
 
 Two counting conventions, never mixed silently:
 
 `non_embedding` (arXiv:2603.21862, section 3; the triad is held in it)
     Matrices of attention, dense feed-forward blocks and experts only: no embeddings, head, router, norms or biases.
-    Causal attention
-    is halved. With `a = 2 d_model d_head (n_heads + n_kv_heads)` for an attention layer::
+    Causal attention is halved. With ``a = 2 d_model d_head (n_heads + n_kv_heads)`` for an attention layer::
 
         Na = a L + 3 d_model (d_dense L_d + d_expert (top_k + n_shared_experts) L_m)
         N  = Na + 3 d_model d_expert (n_experts - top_k) L_m
         M  = 6 Na + 6 context_length n_heads d_head L
 
 `full`
-    Every parameter that the module holds, tied matrices once; active parameters are all less the routed experts that
-    a token does not
-    visit; FLOPs of every matrix product, head and router too, attention over exactly the keys that each query sees.
+    Every parameter that the module holds, tied matrices once; active parameters are all less the routed experts that a
+    token does not visit; FLOPs of every matrix product, head and router too, attention over exactly the keys that each
+    query sees.
 
 FLOPs are training FLOPs per token, forward and backward: three times the forward ones.
 """
@@ -31,13 +29,12 @@ from typing import Any, Literal
 
 from moe_optuna.errors import InputError, did_you_mean
 from moe_optuna.parts import (
+    KINDS,
     Attention,
     Cost,
     FeedForward,
     GatedFeedForward,
     GroupedQueryAttention,
-    Interleaved,
-    LatentAttention,
     Norm,
     Router,
 )
@@ -50,18 +47,9 @@ _STRUCTURE: tuple[Role, ...] = ("attention", "dense_ffn", "moe")
 
 DIMENSIONS = (
     "d_model", "n_dense_layers", "n_moe_layers", "n_heads", "n_kv_heads", "d_head", "d_dense", "d_expert",
-    "n_experts", "top_k",
-    "n_shared_experts", "context_length", "vocab_size",
+    "n_experts", "top_k", "n_shared_experts", "context_length", "vocab_size",
 )  # fmt: skip
 """The integer dimensions, in the order of files and tables."""
-
-_KINDS: dict[str, dict[str, type]] = {
-    "attention": {kind.kind: kind for kind in (GroupedQueryAttention, LatentAttention, Interleaved)},
-    "feed_forward": {GatedFeedForward.kind: GatedFeedForward},
-    "experts": {GatedFeedForward.kind: GatedFeedForward},
-    "router": {"router": Router},
-    "norm": {"norm": Norm},
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +73,10 @@ class Counts:
 
 @dataclass(frozen=True, slots=True)
 class Component:
-    """Copies of one part: how many the model holds, and how many a token passes through."""
+    """Copies of one part: how many the model holds, and how many a token passes through.
+
+    A matrix that the model shares with another part (a tied head) is visited and not held.
+    """
 
     role: Role
     cost: Cost
@@ -94,7 +85,8 @@ class Component:
 
     def flops(self, context_length: int, *, exact: bool) -> int:
         """Training FLOPs per token, attention included, over the copies that a token visits."""
-        return self.visited * 6 * self.cost.matrices + _pair_flops(self.cost, context_length, exact) * self.visited
+        products = 6 * (self.cost.matrices + self.cost.state)
+        return self.visited * (products + _pair_flops(self.cost, context_length, exact))
 
 
 def _pair_flops(cost: Cost, context: int, exact: bool) -> int:
@@ -129,6 +121,8 @@ class MoEArchitecture:
         qk_norm: Whether queries and keys are normalised.
         head_bias: Whether the head has a bias.
         attention, feed_forward, experts, router, norm: The kinds of the parts (`moe_optuna.parts`).
+        shared: The kind of the shared experts, or ``None`` where they are as the routed ones.
+        d_shared: Hidden width of a layer's shared experts together, or ``None`` for ``n_shared_experts * d_expert``.
 
     Raises:
         InputError: Where a dimension is not a positive integer, or dimensions contradict each other.
@@ -155,6 +149,8 @@ class MoEArchitecture:
     experts: FeedForward = GatedFeedForward()
     router: Router = Router()
     norm: Norm = Norm()
+    shared: FeedForward | None = None
+    d_shared: int | None = None
 
     def __post_init__(self) -> None:
         for name in DIMENSIONS:
@@ -162,9 +158,8 @@ class MoEArchitecture:
             if isinstance(value, bool) or not isinstance(value, int) or value < 0:
                 raise InputError(f"{value!r}, expected an integer of at least 0", where=name)
         positive = ["d_model", "n_heads", "n_kv_heads", "d_head", "context_length", "vocab_size"]
-        positive += ["d_dense"] * (self.n_dense_layers > 0) + ["d_expert", "n_experts", "top_k"] * (
-            self.n_moe_layers > 0
-        )
+        positive += ["d_dense"] * (self.n_dense_layers > 0)
+        positive += ["d_expert", "n_experts", "top_k"] * (self.n_moe_layers > 0)
         for name in positive:
             if getattr(self, name) == 0:
                 raise InputError("0, expected at least 1", where=name)
@@ -174,10 +169,11 @@ class MoEArchitecture:
             raise InputError(f"{self.top_k}, expected at most n_experts = {self.n_experts}", where="top_k")
         if self.n_heads % self.n_kv_heads:
             raise InputError(f"{self.n_kv_heads}, expected a divisor of n_heads = {self.n_heads}", where="n_kv_heads")
-        try:
-            self.attention.layers(self.n_layers)
-        except ValueError as error:
-            raise InputError(str(error), where="attention") from None
+        if self.d_shared is not None and (type(self.d_shared) is not int or self.d_shared < 1):
+            raise InputError(f"{self.d_shared!r}, expected an integer of at least 1, or null", where="d_shared")
+        if self.d_shared is not None and self.n_shared_experts == 0:
+            raise InputError(f"{self.d_shared}, expected null without n_shared_experts", where="d_shared")
+        self.attention.layers(self.n_layers)
 
     @property
     def n_layers(self) -> int:
@@ -189,13 +185,14 @@ class MoEArchitecture:
         """The parts whose sum the architecture is; every count is a sum over this list."""
         d, layers, moe = self.d_model, self.n_layers, self.n_moe_layers
         expert = self.experts.cost(d, self.d_expert)
-        shared = self.experts.cost(d, self.d_expert * self.n_shared_experts) if self.n_shared_experts else Cost()
+        shared = (self.shared or self.experts).cost(d, self.d_shared or self.n_shared_experts * self.d_expert)
+        shared_copies = moe if self.n_shared_experts else 0
         head_copies = int(not self.tied_embeddings)
         return (
             Component("embedding", Cost(table=self.vocab_size * d), 1, 1),
             *(Component("attention", kind.cost(self), count, count) for kind, count in self.attention.layers(layers)),
             Component("dense_ffn", self.feed_forward.cost(d, self.d_dense), self.n_dense_layers, self.n_dense_layers),
-            Component("moe", shared, moe, moe),
+            Component("moe", shared, shared_copies, shared_copies),
             Component("moe", expert, self.n_experts * moe, self.top_k * moe),
             Component("router", self.router.cost(d, self.n_experts), moe, moe),
             Component("norm", self.norm.cost(d), self.norm.per_layer * layers + 1, self.norm.per_layer * layers + 1),
@@ -210,7 +207,7 @@ class MoEArchitecture:
         return Counts(
             flops_per_token=sum(part.flops(self.context_length, exact=False) for part in structure),
             active_params=sum(part.visited * part.cost.matrices for part in structure),
-            total_params=sum(part.held * part.cost.matrices for part in structure),
+            total_params=sum(part.held * (part.cost.matrices + part.cost.idle) for part in structure),
         )
 
     @cached_property
@@ -218,14 +215,13 @@ class MoEArchitecture:
         """Counts in the `full` convention."""
         return Counts(
             flops_per_token=sum(part.flops(self.context_length, exact=True) for part in self.components),
-            active_params=sum(min(part.held, part.visited) * part.cost.parameters for part in self.components),
+            active_params=sum(min(part.held, part.visited) * part.cost.active for part in self.components),
             total_params=sum(part.held * part.cost.parameters for part in self.components),
         )
 
     @property
     def shares(self) -> dict[str, float]:
-        """Shares of attention, dense feed-forward blocks and experts in `non_embedding.flops_per_token`; they add up
-        to 1."""
+        """Shares of attention, dense blocks and experts in `non_embedding.flops_per_token`; they add up to 1."""
         parts = {
             role: sum(p.flops(self.context_length, exact=False) for p in self.components if p.role == role)
             for role in _STRUCTURE
@@ -280,7 +276,7 @@ class MoEArchitecture:
         if missing := [name for name in DIMENSIONS if name not in data]:
             raise InputError(f"missing {', '.join(missing)}", where=where)
         values = {
-            key: _part(value, _KINDS[key], f"{where}: {key}") if key in _KINDS else value for key, value in data.items()
+            key: _part(value, KINDS[key], f"{where}: {key}") if key in KINDS else value for key, value in data.items()
         }
         for key in ("tied_embeddings", "qk_norm", "head_bias"):
             if not isinstance(values.get(key, False), bool):
@@ -324,21 +320,25 @@ def _plain(value: Any) -> Any:
         return [_plain(item) for item in value]
     if not hasattr(value, "__dataclass_fields__"):
         return value
-    kind = {"kind": value.kind} if hasattr(value, "kind") else {}
-    return kind | {field.name: _plain(getattr(value, field.name)) for field in fields(value)}
+    return {"kind": value.kind} | {field.name: _plain(getattr(value, field.name)) for field in fields(value)}
 
 
 def _part(data: Any, kinds: Mapping[str, type], where: str) -> Any:
-    """A part from what `_plain` made of it."""
+    """A part from what `_plain` made of it; parts inside a part are of the same kinds."""
     if not isinstance(data, Mapping):
         raise InputError(f"{data!r}, expected an object", where=where)
     name = data.get("kind", next(iter(kinds)))
     if name not in kinds:
         raise InputError(f"unknown kind {name!r}, expected one of {', '.join(kinds)}", where=where)
-    values = {key: value for key, value in data.items() if key != "kind"}
-    if kinds[name] is Interleaved and isinstance(values.get("parts"), list):
-        values["parts"] = tuple((_part(part, kinds, where), count) for part, count in values["parts"])
+
+    def value(data: Any) -> Any:
+        if isinstance(data, list):
+            return tuple(value(item) for item in data)
+        return _part(data, kinds, where) if isinstance(data, Mapping) else data
+
     try:
-        return kinds[name](**values)
-    except TypeError as error:
+        return kinds[name](**{key: value(item) for key, item in data.items() if key != "kind"})
+    except InputError as error:
         raise InputError(str(error), where=where) from None
+    except TypeError as error:
+        raise InputError(str(error).split("__init__() ")[-1], where=where) from None
