@@ -1,0 +1,48 @@
+"""Training engine: a Mixture-of-Experts language model on real text, the same for every architecture of a search.
+
+`train` takes an architecture and a budget and returns the held-out loss. `Recipe` is everything that a search holds
+fixed. Torch and Lightning load when `train` is first called.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+from moe_optuna.training._corpus import Corpus, cache_folder
+from moe_optuna.training._recipe import Recipe
+from moe_optuna.training._result import Report, TrainingFailure, TrainingResult
+
+if TYPE_CHECKING:
+    from moe_optuna.training.engine import train
+    from moe_optuna.training.model import MoELanguageModel
+
+__all__ = [
+    "Corpus",
+    "MoELanguageModel",
+    "Recipe",
+    "Report",
+    "TrainingFailure",
+    "TrainingResult",
+    "cache_folder",
+    "prepare",
+    "train",
+    "unigram_loss",
+]
+
+_LAZY = {"train": "engine", "MoELanguageModel": "model"}
+
+
+def prepare(recipe: Recipe) -> Corpus:
+    """Tokenise and cache the recipe's text, once; later calls, also of other processes, map what is there."""
+    return Corpus.prepare(recipe)
+
+
+def unigram_loss(recipe: Recipe) -> float:
+    """Held-out loss [nats per token] of the model that knows only how often each token occurs in the training text."""
+    return Corpus.prepare(recipe).unigram_loss()
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LAZY:
+        from importlib import import_module
+
+        return getattr(import_module(f"moe_optuna.training.{_LAZY[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

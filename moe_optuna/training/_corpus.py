@@ -1,0 +1,226 @@
+"""`Corpus`: a text as two memory maps of token ids, one to train on and one held out by document.
+
+Prepared once and cached by a hash of its content under `cache_folder`; several processes may prepare it at the same
+time, since a finished folder is put in place by one atomic rename.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import platform
+import shutil
+import sys
+import tempfile
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from moe_optuna.errors import InputError
+from moe_optuna.training._recipe import Recipe
+from moe_optuna.training._sources import documents, source_files
+from moe_optuna.training._vocabulary import Vocabulary, load_vocabulary
+
+__all__ = ["Corpus", "cache_folder"]
+
+FORMAT = 1
+Tokens = NDArray[np.unsignedinteger[Any]]
+
+
+def cache_folder() -> Path:
+    """``$MOE_OPTUNA_CACHE``, or ``moe_optuna`` in the platform's folder for caches."""
+    if chosen := os.environ.get("MOE_OPTUNA_CACHE"):
+        return Path(chosen)
+    if sys.platform == "win32":
+        base = Path(os.environ.get("LOCALAPPDATA", Path.home() / "AppData" / "Local"))
+    elif sys.platform == "darwin":
+        base = Path.home() / "Library" / "Caches"
+    else:
+        base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return base / "moe_optuna"
+
+
+@dataclass(frozen=True, eq=False)
+class Corpus:
+    """Token ids to train on and to evaluate on.
+
+    Attributes:
+        train, held_out: Token ids, documents one after the other.
+        vocab_size: Greatest number of token ids, at most that of an architecture which trains on it.
+        token_bytes: Bytes of text behind each token id, shape (vocab_size,), or ``None`` where unknown.
+        origin: What it was made of: source, content hash, number of documents, Python version.
+    """
+
+    train: Tokens
+    held_out: Tokens
+    vocab_size: int
+    token_bytes: NDArray[np.int64] | None
+    origin: dict[str, Any]
+
+    @classmethod
+    def prepare(cls, recipe: Recipe) -> Corpus:
+        """The recipe's text, tokenised and cached if it was not.
+
+        Raises:
+            InputError: Where the text or the vocabulary is not there, cannot be read or is too short.
+        """
+        return _prepare(recipe.data, recipe.vocabulary, recipe.token_dtype, recipe.held_out, str(cache_folder()))
+
+    def windows(self, context_length: int) -> int:
+        """Training windows of `context_length` tokens and the token after them."""
+        return max(0, (len(self.train) - 1) // context_length)
+
+    def training_order(self, context_length: int, seed: int, epoch: int) -> NDArray[np.int64]:
+        """The windows of one epoch in the order in which they are trained on: a permutation fixed by seed and epoch,
+        the same for every architecture."""
+        generator = np.random.Generator(np.random.PCG64([seed, epoch]))
+        return generator.permutation(self.windows(context_length))
+
+    def held_out_windows(self, context_length: int, count: int) -> NDArray[np.int64]:
+        """`count` windows of the held-out text, evenly spaced (all there are, where there are fewer), with the token
+        after each: shape (count, context_length + 1)."""
+        available = (len(self.held_out) - 1) // context_length
+        if available < 1:
+            raise InputError(
+                f"{len(self.held_out)} held-out tokens, expected more than context_length = {context_length}",
+                where="data",
+            )
+        chosen = np.unique(np.linspace(0, available - 1, min(count, available)).round().astype(np.int64))
+        return np.stack([self.held_out[i * context_length : (i + 1) * context_length + 1] for i in chosen]).astype(
+            np.int64
+        )
+
+    def bits_per_byte(self, loss: float, windows: NDArray[np.int64]) -> float | None:
+        """Loss [nats per token] on `windows` in bits per byte of the text that they stand for."""
+        if self.token_bytes is None:
+            return None
+        targets = windows[:, 1:]
+        return float(loss * targets.size / (math.log(2) * self.token_bytes[targets].sum()))
+
+    def unigram_loss(self) -> float:
+        """Held-out loss [nats per token] of the training text's token frequencies, one added to each count."""
+        counts = np.bincount(self.train, minlength=self.vocab_size) + 1.0
+        held = np.bincount(self.held_out, minlength=self.vocab_size)
+        return float(-(held * np.log(counts / counts.sum())).sum() / held.sum())
+
+    @cached_property
+    def description(self) -> str:
+        """One line for reports."""
+        origin = self.origin
+        return (
+            f"{origin['data']}: {len(self.train):,} training and {len(self.held_out):,} held-out tokens, "
+            f"sha256 {origin['content'][:12]}, Python {origin['python']}"
+        )
+
+
+@lru_cache(maxsize=8)
+def _prepare(data: str, vocabulary_name: str, token_dtype: str, held_out: float, cache: str) -> Corpus:
+    vocabulary = load_vocabulary(vocabulary_name)
+    if data.endswith(".bin") or (Path(data) / "train.bin").is_file():
+        return _from_bin(Path(data), vocabulary, token_dtype, held_out)
+    root, files = source_files(data)
+    folder = Path(cache) / "corpora" / _key(data, root, files, vocabulary, held_out)
+    if not (folder / "corpus.json").is_file():
+        _write(folder, data, root, files, vocabulary, held_out)
+    return _read(folder, vocabulary)
+
+
+def _key(data: str, root: Path, files: list[Path], vocabulary: Vocabulary, held_out: float) -> str:
+    """A hash of everything that the prepared corpus depends on."""
+    digest = hashlib.sha256(f"{FORMAT} {vocabulary.identity} {held_out!r} {data == 'python'}".encode())
+    for path in files:
+        content = path.read_bytes()
+        digest.update(f"\n{path.relative_to(root).as_posix()} {len(content)}\n".encode())
+        digest.update(content)
+    return digest.hexdigest()[:32]
+
+
+def _is_held_out(name: str, share: float) -> bool:
+    """By a hash of the document's name, so that a document stays on its side when others come or go."""
+    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") < share * 2**64
+
+
+def _write(folder: Path, data: str, root: Path, files: list[Path], vocabulary: Vocabulary, held_out: float) -> None:
+    """Tokenise into a folder beside `folder` and put it in place by a rename; who comes second throws theirs away."""
+    sides: dict[bool, list[NDArray[Any]]] = {False: [], True: []}
+    digest = hashlib.sha256()
+    for name, text in documents(root, files):
+        tokens = vocabulary.encode(text)
+        digest.update(tokens.tobytes())
+        sides[_is_held_out(name, held_out)].append(tokens)
+    if not sides[True] or not sides[False]:
+        raise InputError(f"{sum(map(len, sides.values()))} documents, too few to hold some out", where="data")
+    origin = {
+        "format": FORMAT,
+        "data": data,
+        "content": digest.hexdigest(),
+        "python": platform.python_version(),
+        "documents": {"train": len(sides[False]), "held_out": len(sides[True])},
+        "dtype": "uint16" if vocabulary.size <= 2**16 else "uint32",
+    }
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = Path(tempfile.mkdtemp(prefix=".unfinished-", dir=folder.parent))
+    try:
+        for side, name in ((False, "train.bin"), (True, "held_out.bin")):
+            np.concatenate(sides[side]).astype(origin["dtype"]).tofile(unfinished / name)
+        (unfinished / "corpus.json").write_text(json.dumps(origin, indent=1) + "\n", encoding="utf-8")
+        unfinished.chmod(0o755)
+        try:
+            unfinished.rename(folder)
+        except OSError:
+            if not (folder / "corpus.json").is_file():
+                raise
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def _read(folder: Path, vocabulary: Vocabulary) -> Corpus:
+    origin = json.loads((folder / "corpus.json").read_text(encoding="utf-8"))
+    if origin.get("format") != FORMAT:
+        raise InputError(f"format {origin.get('format')!r}, expected {FORMAT}", where=folder)
+    train, held_out = (
+        np.memmap(folder / name, dtype=origin["dtype"], mode="r") for name in ("train.bin", "held_out.bin")
+    )
+    return Corpus(train, held_out, vocabulary.size, vocabulary.token_bytes, origin)
+
+
+def _from_bin(path: Path, vocabulary: Vocabulary, token_dtype: str, share: float) -> Corpus:
+    """A tokenised memory map as it is: ``train.bin`` and ``val.bin`` of a folder, or one file whose end is held out.
+
+    Bits per byte need a vocabulary; without one (``bytes`` and ids above 255) they are unknown.
+    """
+    if not path.exists():
+        raise InputError(f"{str(path)!r}, expected an existing file", where="data")
+    width = np.dtype(token_dtype).itemsize
+    files = [path] if path.is_file() else [path / "train.bin", path / "val.bin"]
+    for file in files:
+        if not file.is_file():
+            raise InputError("missing", where=file)
+        if file.stat().st_size == 0 or file.stat().st_size % width:
+            raise InputError(f"{file.stat().st_size} bytes, expected a positive multiple of {width}", where=file)
+    maps = [np.memmap(file, dtype=token_dtype, mode="r") for file in files]
+    if len(maps) == 1:
+        cut = round(len(maps[0]) * (1 - share))
+        maps = [maps[0][:cut], maps[0][cut:]]
+    greatest = int(max(part.max() for part in maps if len(part)))
+    known = greatest < vocabulary.size
+    digest = hashlib.sha256()
+    for part in maps:
+        digest.update(np.ascontiguousarray(part).tobytes())
+    origin = {
+        "format": FORMAT,
+        "data": str(path),
+        "content": digest.hexdigest(),
+        "python": platform.python_version(),
+        "documents": None,
+        "dtype": token_dtype,
+    }
+    return Corpus(
+        maps[0], maps[1], vocabulary.size if known else greatest + 1, vocabulary.token_bytes if known else None, origin
+    )

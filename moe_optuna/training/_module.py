@@ -1,0 +1,132 @@
+"""`LanguageModelling`: the LightningModule that trains a `MoELanguageModel`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from torch import Tensor
+
+from moe_optuna.training._recipe import Recipe
+from moe_optuna.training.model import MoELanguageModel
+from moe_optuna.training.parameters import parameter_groups
+from moe_optuna.training.rules import Hyperparameters
+
+__all__ = ["LanguageModelling"]
+
+
+class LanguageModelling(pl.LightningModule):
+    """Next-token cross-entropy with AdamW; balances the routers once an optimizer step.
+
+    Args:
+        model: An initialised model.
+        recipe, hyper: The trial's settings.
+    """
+
+    def __init__(self, model: MoELanguageModel, recipe: Recipe, hyper: Hyperparameters) -> None:
+        super().__init__()
+        self.model, self.recipe, self.hyper = model, recipe, hyper
+        self.step = 0
+        self.average: list[Tensor] = []
+        self.load_total = {index: torch.zeros_like(router.load) for index, router in model.routers()}
+        self._optimizer_state: dict[str, Any] | None = None
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        groups = parameter_groups(self.model, self.hyper)
+        optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.95), eps=1e-8, fused=True)
+        if self._optimizer_state is not None:
+            optimizer.load_state_dict(self._optimizer_state)
+        return optimizer
+
+    def on_fit_start(self) -> None:
+        self.load_total = {index: load.to(self.device) for index, load in self.load_total.items()}
+        self.average = [weight.to(self.device) for weight in self.average]
+
+    def training_step(self, window_BS1: Tensor, batch_index: int) -> Tensor:
+        loss, router_loss = self.model.loss(window_BS1[:, :-1], window_BS1[:, 1:])
+        return loss + router_loss
+
+    def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None) -> None:
+        factor = self.hyper.schedule(self.step, self.recipe.schedule)
+        for group in optimizer.param_groups:
+            group["lr"] = group["rate"] * factor
+        optimizer.step(closure=optimizer_closure)
+        self.step += 1
+        self._balance(self.recipe.bias_rate * factor)
+        if self.recipe.average:
+            self._average()
+
+    def _balance(self, rate: float) -> None:
+        for index, router in self.model.routers():
+            if self.trainer.world_size > 1:
+                router.load.copy_(self.trainer.strategy.reduce(router.load, reduce_op="sum"))
+            self.load_total[index] += router.load
+            router.balance(rate)
+
+    @torch.no_grad()
+    def _average(self) -> None:
+        weights = [parameter.detach() for parameter in self.model.parameters()]
+        if not self.average:
+            self.average = [weight.clone() for weight in weights]
+        keep = 1 - 1 / max(1.0, self.recipe.average * self.step)
+        torch._foreach_lerp_(self.average, weights, 1 - keep)
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """Within it, the model has the averaged weights, where there are any."""
+        weights = list(self.model.parameters())
+        if not self.average:
+            yield
+            return
+        current = [weight.detach().clone() for weight in weights]
+        with torch.no_grad():
+            torch._foreach_copy_(weights, self.average)
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                torch._foreach_copy_(weights, current)
+
+    @torch.no_grad()
+    def held_out_loss(self, windows: Tensor, sequences: int) -> float:
+        """Mean loss [nats per token] on held-out windows (n, context_length + 1), `sequences` at a time, shared among
+        the devices of the trial."""
+        self.model.eval()
+        rank, world = self.trainer.global_rank, self.trainer.world_size
+        total = torch.zeros(2, device=self.device, dtype=torch.float64 if self.device.type != "mps" else torch.float32)
+        with self.averaged(), self.trainer.precision_plugin.forward_context():
+            for batch in windows[rank::world].split(sequences):
+                batch = batch.to(self.device)
+                loss, _ = self.model.loss(batch[:, :-1], batch[:, 1:])
+                total[0] += loss * len(batch)
+                total[1] += len(batch)
+        self.model.train()
+        if world > 1:
+            total = self.trainer.strategy.reduce(total, reduce_op="sum")
+        return float(total[0] / total[1])
+
+    def load_variation(self) -> dict[str, float]:
+        """Coefficient of variation of the experts' load over the whole training, by layer, and the greatest."""
+        found: dict[str, float] = {}
+        for index, load in self.load_total.items():
+            found[f"load_cv_layer_{index}"] = float(load.std(correction=0) / load.mean().clamp(min=1e-9))
+        return {"load_cv": max(found.values()), **found} if found else {}
+
+    def state(self) -> dict[str, Any]:
+        """All that a resumed training needs."""
+        return {
+            "step": self.step,
+            "model": self.model.state_dict(),
+            "average": self.average,
+            "load_total": self.load_total,
+            "optimizer": self.trainer.optimizers[0].state_dict(),
+        }
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Continue from what `state` gave; before the trainer starts."""
+        self.step, self.average, self.load_total = state["step"], state["average"], state["load_total"]
+        self.model.load_state_dict(state["model"])
+        self._optimizer_state = state["optimizer"]

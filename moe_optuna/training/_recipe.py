@@ -1,0 +1,129 @@
+"""`Recipe`: everything about a training that is not the architecture, the budget or the seed."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+from moe_optuna.errors import InputError, did_you_mean
+
+__all__ = ["Recipe"]
+
+_CHOICES = {
+    "schedule": ("wsd", "cosine"),
+    "scores": ("sigmoid", "softmax"),
+    "precision": ("auto", "float32", "bfloat16"),
+    "token_dtype": ("uint16", "uint32"),
+}
+_FRACTIONS = ("held_out", "warmup", "decay", "average")
+_POSITIVE = ("learning_rate", "batch_tokens", "micro_batch_tokens", "reports", "report_windows", "final_windows")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """What every trial of a search shares; the ``[training]`` table of a search space.
+
+    Attributes:
+        data: ``"python"`` (the standard library's sources), a folder of text files, a ``.txt``, ``.jsonl`` or ``.bin``
+            file, or a folder with ``train.bin`` and ``val.bin``.
+        vocabulary: ``"bytes"`` or a vocabulary file of `tokenizers` (``.json``) or `tiktoken` (``.tiktoken``).
+        token_dtype: Integers of a ``.bin`` file, ``uint16`` or ``uint32``.
+        held_out: Share of the documents that is never trained on.
+        schedule: ``wsd`` (warm-up, stable, linear decay to zero) or ``cosine`` (to zero).
+        warmup, decay: Shares of the steps in which the learning rate rises, and (``wsd``) falls.
+        learning_rate: Of a matrix with the reference fan-in; ``None``: by the rule (`moe_optuna.training.rules`).
+        batch_tokens: Tokens of an optimizer step, before rounding to whole sequences; ``None``: by the rule.
+        weight_decay: AdamW's; ``None``: by the rule.
+        micro_batch_tokens: Most tokens of one forward pass on one device, where memory binds; ``None``: the batch.
+        scores: Router scores.
+        bias_rate: Step of the bias that balances the experts' load without a loss (arXiv:2408.15664).
+        balance_loss: Coefficient of the sequence-wise balance loss (arXiv:2412.19437, eq. 17).
+        z_loss: Coefficient of the router z-loss (arXiv:2202.08906).
+        average: Horizon of the averaged weights used at evaluation, as a share of the steps done; 0: none.
+        reports: Points of the report grid.
+        report_windows, final_windows: Held-out windows evaluated at a report, and at the last one.
+        data_seed: Order of the training windows; ``None``: the trial's seed.
+        precision: ``auto`` is bfloat16 where a GPU trains and float32 on a CPU.
+        strategy: Lightning's strategy where a trial has several devices (``ddp``, ``fsdp``).
+    """
+
+    data: str = "python"
+    vocabulary: str = "bytes"
+    token_dtype: str = "uint16"
+    held_out: float = 0.05
+    schedule: str = "wsd"
+    warmup: float = 0.1
+    decay: float = 0.4
+    learning_rate: float | None = None
+    batch_tokens: int | None = None
+    weight_decay: float | None = None
+    micro_batch_tokens: int | None = None
+    scores: str = "sigmoid"
+    bias_rate: float = 0.01
+    balance_loss: float = 1e-3
+    z_loss: float = 1e-4
+    average: float = 0.0
+    reports: int = 8
+    report_windows: int = 32
+    final_windows: int = 256
+    data_seed: int | None = None
+    precision: str = "auto"
+    strategy: str = "ddp"
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            value = getattr(self, field.name)
+            kind = (
+                type(field.default)
+                if field.default is not None
+                else (float if "rate" in field.name or "decay" in field.name else int)
+            )
+            if value is None and field.default is None:
+                continue
+            if kind is float and isinstance(value, int) and not isinstance(value, bool):
+                object.__setattr__(self, field.name, value := float(value))
+            if not isinstance(value, kind) or isinstance(value, bool):
+                name = {int: "an integer", float: "a number", str: "a string"}[kind]
+                raise InputError(f"{value!r}, expected {name}", where=field.name)
+            if isinstance(value, (int, float)) and not (math.isfinite(value) and value >= 0):
+                raise InputError(f"{value!r}, expected a finite number of at least 0", where=field.name)
+            if field.name in _POSITIVE and value == 0:
+                raise InputError("0, expected more", where=field.name)
+            if field.name in _FRACTIONS and not value < 1:
+                raise InputError(f"{value!r}, expected a fraction below 1", where=field.name)
+            if field.name in _CHOICES and value not in _CHOICES[field.name]:
+                known = _CHOICES[field.name]
+                hint = did_you_mean(str(value), known)
+                raise InputError(f"{value!r}, expected one of {', '.join(known)}{hint}", where=field.name)
+        if self.held_out == 0:
+            raise InputError("0, expected more", where="held_out")
+        if self.warmup + self.decay > 1:
+            raise InputError(f"{self.warmup} and {self.decay}, expected at most 1 together", where="warmup, decay")
+        if self.report_windows > self.final_windows:
+            raise InputError(
+                f"{self.report_windows}, expected at most final_windows = {self.final_windows}", where="report_windows"
+            )
+
+    @classmethod
+    def from_table(cls, table: Mapping[str, Any], *, where: object = "training") -> Recipe:
+        """A recipe from a TOML table; what it leaves out keeps its default.
+
+        Raises:
+            InputError: On an unknown key or a value that does not fit, named with `where`.
+        """
+        known = [field.name for field in fields(cls)]
+        for key in table:
+            if key not in known:
+                raise InputError(f"unknown key {key!r}{did_you_mean(key, known)}", where=where)
+        try:
+            return cls(**table)
+        except InputError as error:
+            raise InputError(str(error), where=where) from None
+
+    from_dict = from_table
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON that `from_dict` reads back."""
+        return asdict(self)

@@ -1,0 +1,86 @@
+"""Where text comes from: the standard library's sources, folders of text files, ``.jsonl`` files."""
+
+from __future__ import annotations
+
+import json
+import sysconfig
+from collections.abc import Iterator
+from pathlib import Path
+
+from moe_optuna.errors import InputError
+
+__all__ = ["documents", "source_files"]
+
+TEXT_SUFFIXES = frozenset(
+    (".txt", ".md", ".rst", ".py", ".tex", ".html", ".c", ".h", ".cpp", ".rs", ".go", ".java", ".js", ".ts", ".jsonl")
+)
+_LEFT_OUT = frozenset(
+    # Tests repeat themselves and hold binary-like data; `encodings` are tables; the rest is not the library's own.
+    ("test", "tests", "idle_test", "encodings", "site-packages", "dist-packages", "__pycache__", "_bundled")
+)
+_FEW_DOCUMENTS = 20
+_PIECE = 16_384
+
+
+def source_files(data: str) -> tuple[Path, list[Path]]:
+    """The folder that `data` names and its text files, by sorted path.
+
+    Raises:
+        InputError: Where there is no such file or folder, or no text in it.
+    """
+    if data == "python":
+        root = Path(sysconfig.get_paths()["stdlib"])
+        files = [
+            path
+            for path in root.rglob("*.py")
+            if not _LEFT_OUT & set(path.relative_to(root).parts) and not path.name.startswith("_sysconfigdata")
+        ]
+    else:
+        root = Path(data)
+        if root.is_file():
+            return root.parent, [root]
+        if not root.is_dir():
+            raise InputError(f"{data!r}, expected 'python' or an existing file or folder", where="data")
+        files = [path for path in root.rglob("*") if path.suffix in TEXT_SUFFIXES and path.is_file()]
+    if not files:
+        raise InputError(f"{data!r} holds no text files ({' '.join(sorted(TEXT_SUFFIXES))})", where="data")
+    return root, sorted(files, key=lambda path: path.relative_to(root).as_posix())
+
+
+def documents(root: Path, files: list[Path]) -> Iterator[tuple[str, str]]:
+    """Pairs of a document's name and text. A line of a ``.jsonl`` file is a document; where there are fewer than 20
+    documents, long ones are cut at line ends, so that some can be held out."""
+    whole = list(_whole(root, files))
+    if len(whole) >= _FEW_DOCUMENTS:
+        yield from whole
+        return
+    for name, text in whole:
+        for number, piece in enumerate(_pieces(text)):
+            yield f"{name}#{number}", piece
+
+
+def _whole(root: Path, files: list[Path]) -> Iterator[tuple[str, str]]:
+    for path in files:
+        name = path.relative_to(root).as_posix()
+        text = path.read_text(encoding="utf-8", errors="replace")
+        if path.suffix != ".jsonl":
+            if text.strip():
+                yield name, text
+            continue
+        for number, line in enumerate(text.splitlines(), start=1):
+            if not line.strip():
+                continue
+            try:
+                content = json.loads(line)["text"]
+            except (ValueError, TypeError, KeyError):
+                raise InputError("expected a JSON object with a key 'text'", where=f"{path}:{number}") from None
+            yield f"{name}:{number}", str(content)
+
+
+def _pieces(text: str) -> Iterator[str]:
+    start = 0
+    while start < len(text):
+        end = text.find("\n", start + _PIECE)
+        end = len(text) if end < 0 else end + 1
+        yield text[start:end]
+        start = end

@@ -1,0 +1,115 @@
+"""Vocabularies: from text to token ids, and how many bytes of text each token stands for."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from moe_optuna.errors import InputError
+
+__all__ = ["Vocabulary", "load_vocabulary"]
+
+SEPARATOR = 0
+"""The byte that ends a document; text does not hold it."""
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """A way to write text as integers.
+
+    Attributes:
+        identity: What it is, as a string that a cache can depend on.
+        size: Number of token ids.
+        encode: Text of one document to token ids, the end of the document included.
+        token_bytes: Bytes of text that each token stands for, shape (size,); the end of a document counts as one.
+    """
+
+    identity: str
+    size: int
+    encode: Callable[[str], NDArray[np.integer]]
+    token_bytes: NDArray[np.int64]
+
+
+def load_vocabulary(name: str) -> Vocabulary:
+    """``"bytes"``, or the vocabulary in a file: `tokenizers`' ``.json`` or tiktoken's ``.tiktoken`` ranks.
+
+    Raises:
+        InputError: On an unknown name, an unreadable file, or where the package that reads it is not installed.
+    """
+    if name == "bytes":
+        return Vocabulary("bytes", 256, _encode_bytes, np.ones(256, dtype=np.int64))
+    path = Path(name)
+    if not path.is_file():
+        raise InputError(f"{name!r}, expected 'bytes' or a file", where="vocabulary")
+    content = path.read_bytes()
+    identity = f"{path.suffix}:{hashlib.sha256(content).hexdigest()}"
+    if path.suffix == ".json":
+        return _tokenizers(path, identity)
+    if path.suffix == ".tiktoken":
+        return _tiktoken(path, content, identity)
+    raise InputError(f"{name!r}, expected a .json (tokenizers) or .tiktoken file", where="vocabulary")
+
+
+def _encode_bytes(text: str) -> NDArray[np.integer]:
+    data = text.encode("utf-8", errors="replace").replace(b"\0", b"") + bytes([SEPARATOR])
+    return np.frombuffer(data, dtype=np.uint8)
+
+
+def _tokenizers(path: Path, identity: str) -> Vocabulary:
+    try:
+        from tokenizers import Tokenizer
+    except ImportError:
+        raise InputError("needs the package 'tokenizers', which is not installed", where=path) from None
+    try:
+        tokenizer = Tokenizer.from_file(str(path))
+    except Exception as error:  # the package raises bare exceptions of its own
+        raise InputError(f"not a tokenizers file: {error}", where=path) from None
+    known = tokenizer.get_vocab(with_added_tokens=True)
+    size = max(known.values()) + 1
+    ends = [known[token] for token in ("<|endoftext|>", "</s>", "<eos>", "<|end_of_text|>") if token in known]
+    end = ends[0] if ends else size
+    size = max(size, end + 1)
+    token_bytes = np.ones(size, dtype=np.int64)
+    for index in known.values():
+        token_bytes[index] = len(tokenizer.decode([index], skip_special_tokens=False).encode()) or 1
+    token_bytes[end] = 1
+
+    def encode(text: str) -> NDArray[np.integer]:
+        return np.array([*tokenizer.encode(text, add_special_tokens=False).ids, end], dtype=np.int64)
+
+    return Vocabulary(identity, size, encode, token_bytes)
+
+
+# GPT-4's pattern (cl100k_base), which tiktoken's ranks do not carry with them.
+_PATTERN = (
+    r"""'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}++|\p{N}{1,3}+| ?[^\s\p{L}\p{N}]++[\r\n]*+|\s++$|"""
+    r"""\s*[\r\n]|\s+(?!\S)|\s"""
+)
+
+
+def _tiktoken(path: Path, content: bytes, identity: str) -> Vocabulary:
+    try:
+        import tiktoken
+    except ImportError:
+        raise InputError("needs the package 'tiktoken', which is not installed", where=path) from None
+    import base64
+
+    try:
+        ranks = {base64.b64decode(token): int(rank) for token, rank in map(bytes.split, content.splitlines()) if token}
+    except ValueError:
+        raise InputError("not a tiktoken file, expected lines of base64 and rank", where=path) from None
+    end = max(ranks.values()) + 1
+    encoding = tiktoken.Encoding(path.stem, pat_str=_PATTERN, mergeable_ranks=ranks, special_tokens={"<|end|>": end})
+    token_bytes = np.ones(end + 1, dtype=np.int64)
+    for token, rank in ranks.items():
+        token_bytes[rank] = len(token)
+
+    def encode(text: str) -> NDArray[np.integer]:
+        return np.array([*encoding.encode_ordinary(text), end], dtype=np.int64)
+
+    return Vocabulary(identity, end + 1, encode, token_bytes)

@@ -1,0 +1,262 @@
+"""`train`: an architecture and a budget in, a held-out loss out."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+
+from moe_optuna.architecture import MoEArchitecture
+from moe_optuna.errors import InputError
+from moe_optuna.training._corpus import Corpus
+from moe_optuna.training._data import TextData
+from moe_optuna.training._module import LanguageModelling
+from moe_optuna.training._recipe import Recipe
+from moe_optuna.training._result import Report, TrainingFailure, TrainingResult
+from moe_optuna.training.model import MoELanguageModel
+from moe_optuna.training.parameters import initialise
+from moe_optuna.training.rules import Hyperparameters, hyperparameters
+
+__all__ = ["train"]
+
+FORMAT = 1
+_FILE = "training.pt"
+
+
+def train(
+    architecture: MoEArchitecture,
+    *,
+    compute: float,
+    tokens: int,
+    recipe: Recipe,
+    seed: int = 0,
+    report: Callable[[Report], bool] | None = None,
+    checkpoint: Path | None = None,
+    threads: int | None = None,
+    device: str = "auto",
+    devices: int = 1,
+) -> TrainingResult:
+    """Train an architecture on `tokens` tokens of the recipe's text, in whole steps.
+
+    Args:
+        architecture: What to train.
+        compute: C, training FLOPs, from which the rule sets learning rate and batch.
+        tokens: D.
+        recipe: What all trials share.
+        seed: Of initialisation and, unless the recipe has a `data_seed`, of the data's order.
+        report: Called at each point of the grid, on the first process only; returns ``False`` to stop.
+        checkpoint: Folder that the state is written to at each report, and resumed from where it holds one.
+        threads: CPU threads; ``None`` leaves torch's number.
+        device: ``"auto"``, ``"cpu"`` or ``"cuda"``.
+        devices: Devices of this trial; with several the recipe's `strategy` is used.
+
+    Raises:
+        InputError: Where text and architecture do not fit, or the checkpoint is another trial's.
+        TrainingFailure: Where the loss is no longer finite.
+    """
+    begin = time.perf_counter()
+    if threads is not None:
+        torch.set_num_threads(threads)
+    accelerator = _accelerator(device)
+    corpus = Corpus.prepare(recipe)
+    if corpus.vocab_size > architecture.vocab_size:
+        raise InputError(
+            f"{architecture.vocab_size}, expected at least the text's {corpus.vocab_size} token ids", where="vocab_size"
+        )
+    hyper = hyperparameters(architecture, compute=compute, tokens=tokens, recipe=recipe, multiple=devices)
+    context = architecture.context_length
+    micro_batches = _micro_batches(hyper.sequences, devices, recipe.micro_batch_tokens, context)
+    data = TextData(
+        corpus,
+        context_length=context,
+        sequences=hyper.sequences,
+        steps=hyper.steps,
+        seed=seed if recipe.data_seed is None else recipe.data_seed,
+        micro_batches=micro_batches,
+        final_windows=recipe.final_windows,
+    )
+    model = MoELanguageModel(architecture, recipe)
+    initialise(model, seed)
+    module = LanguageModelling(model, recipe, hyper)
+    grid = _Grid(data, report, begin, checkpoint, _identity(architecture, recipe, hyper, seed))
+    grid.resume(module)
+    with _quiet():
+        trainer = pl.Trainer(
+            accelerator=accelerator,
+            devices=devices,
+            strategy=recipe.strategy if devices > 1 else "auto",
+            precision=_precision(recipe.precision, accelerator),
+            max_steps=hyper.steps - module.step,
+            accumulate_grad_batches=micro_batches,
+            gradient_clip_val=1.0,
+            callbacks=[grid],
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            use_distributed_sampler=False,
+        )
+        if module.step < hyper.steps and not grid.stopped:
+            trainer.fit(module, datamodule=data)
+    return grid.result(module)
+
+
+class _Grid(pl.Callback):
+    """Evaluates, reports, saves and stops at fixed shares of the token budget."""
+
+    def __init__(
+        self,
+        data: TextData,
+        report: Callable[[Report], bool] | None,
+        begin: float,
+        checkpoint: Path | None,
+        identity: dict[str, Any],
+    ) -> None:
+        self.data, self.report, self.begin, self.identity = data, report, begin, identity
+        self.file = checkpoint / _FILE if checkpoint is not None else None
+        self.curve: list[tuple[float, float]] = []
+        self.stopped = False
+        self.failure: TrainingFailure | None = None
+        self.evaluation_seconds = 0.0
+
+    def on_train_batch_end(self, trainer: pl.Trainer, module: LanguageModelling, *_: Any) -> None:
+        hyper, done = module.hyper, len(self.curve)
+        reports = min(module.recipe.reports, hyper.steps)
+        if done >= reports or module.step < round(hyper.steps * (done + 1) / reports):
+            return
+        final = done + 1 == reports
+        begin = time.perf_counter()
+        windows = self.data.held_out if final else self.data.report_windows(module.recipe.report_windows)
+        loss = module.held_out_loss(windows, max(1, hyper.sequences // self.data.micro_batches))
+        self.evaluation_seconds += time.perf_counter() - begin
+        if not math.isfinite(loss):
+            self.failure = TrainingFailure(
+                f"held-out loss is {loss} after {module.step} of {hyper.steps} steps", self.diagnostics(module)
+            )
+            trainer.should_stop = True
+            return
+        tokens = module.step * hyper.sequences * self.data.context_length
+        self.curve.append((tokens, loss))
+        go_on = True
+        if self.report is not None and trainer.is_global_zero:
+            go_on = self.report(Report(done + 1, (done + 1) / reports, tokens, loss))
+        if not trainer.strategy.broadcast(go_on):
+            self.stopped = not final
+            trainer.should_stop = True
+        if self.file is not None and trainer.is_global_zero:
+            self.save(module)
+
+    def diagnostics(self, module: LanguageModelling) -> dict[str, float]:
+        """What the result tells beside the loss."""
+        return {
+            "learning_rate": module.hyper.learning_rate,
+            "sequences": module.hyper.sequences,
+            "evaluation_seconds": self.evaluation_seconds,
+            **module.load_variation(),
+        }
+
+    def save(self, module: LanguageModelling) -> None:
+        """Write the state so that a reader sees the old file or the new one, never a part."""
+        assert self.file is not None
+        state = {
+            "format": FORMAT,
+            "identity": self.identity,
+            "curve": self.curve,
+            "stopped": self.stopped,
+            "random": torch.get_rng_state(),
+            **module.state(),
+        }
+        self.file.parent.mkdir(parents=True, exist_ok=True)
+        unfinished = self.file.with_suffix(f".{os.getpid()}")
+        torch.save(state, unfinished)
+        unfinished.replace(self.file)
+
+    def resume(self, module: LanguageModelling) -> None:
+        """Continue from the checkpoint, where there is one."""
+        if self.file is None or not self.file.is_file():
+            return
+        try:
+            state = torch.load(self.file, map_location="cpu", weights_only=True)
+        except Exception as error:  # torch raises many kinds on a file that is not its own
+            raise InputError(f"not a checkpoint: {error}".splitlines()[0], where=self.file) from None
+        if state.get("format") != FORMAT:
+            raise InputError(f"format {state.get('format')!r}, expected {FORMAT}", where=self.file)
+        if state["identity"] != self.identity:
+            differing = [key for key, value in self.identity.items() if state["identity"].get(key) != value]
+            raise InputError(f"another trial's checkpoint, which differs in {', '.join(differing)}", where=self.file)
+        module.load_state(state)
+        torch.set_rng_state(state["random"])
+        self.curve, self.stopped = [tuple(point) for point in state["curve"]], state["stopped"]
+        self.data.first_step = module.step
+
+    def result(self, module: LanguageModelling) -> TrainingResult:
+        if self.failure is not None:
+            raise self.failure
+        tokens, loss = self.curve[-1]
+        windows = self.data.held_out.numpy()
+        return TrainingResult(
+            loss=loss,
+            bits_per_byte=self.data.corpus.bits_per_byte(loss, windows),
+            tokens=int(tokens),
+            steps=module.step,
+            seconds=time.perf_counter() - self.begin,
+            stopped=self.stopped,
+            curve=tuple(self.curve),
+            diagnostics=self.diagnostics(module),
+        )
+
+
+def _identity(architecture: MoEArchitecture, recipe: Recipe, hyper: Hyperparameters, seed: int) -> dict[str, Any]:
+    """What a checkpoint must agree with."""
+    return {
+        "architecture": architecture.to_dict(),
+        "recipe": recipe.to_dict(),
+        "steps": hyper.steps,
+        "sequences": hyper.sequences,
+        "seed": seed,
+    }
+
+
+def _micro_batches(sequences: int, devices: int, tokens: int | None, context: int) -> int:
+    """Forward passes of a step: the fewest equal ones that keep a device below `tokens`."""
+    per_device = sequences // devices
+    most = per_device if tokens is None else max(1, tokens // context)
+    return next(n for n in range(1, per_device + 1) if per_device % n == 0 and per_device // n <= most)
+
+
+def _accelerator(device: str) -> str:
+    if device not in ("auto", "cpu", "cuda"):
+        raise InputError(f"{device!r}, expected auto, cpu or cuda", where="device")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise InputError("cuda, but torch finds no GPU", where="device")
+    return "cuda" if device != "cpu" and torch.cuda.is_available() else "cpu"
+
+
+def _precision(name: str, accelerator: str) -> str:
+    mixed = name == "bfloat16" or (name == "auto" and accelerator == "cuda")
+    return "bf16-mixed" if mixed else "32-true"
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Lightning says nothing: no banner, no hints, no warnings about what is meant."""
+    loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

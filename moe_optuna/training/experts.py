@@ -1,0 +1,88 @@
+"""Experts: tokens sorted by expert, two grouped products, and back.
+
+Dropless: no expert has a capacity, so a token's output never depends on the others' choices (with a capacity it does,
+on later tokens' too).
+
+Shapes: T tokens, D model width, E experts, F expert width, K experts a token, R = T K rows sorted by expert.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from moe_optuna.training.kernels import collect, dispatch, swiglu
+from moe_optuna.training.router import Routing
+
+__all__ = ["Experts", "Places", "grouped_linear", "product_path", "sort_by_expert"]
+
+
+@dataclass(frozen=True, slots=True)
+class Places:
+    """The permutation between tokens and rows.
+
+    Attributes:
+        visit_R: The visit (a token's number times K, plus k) that each row holds.
+        token_R: The token of each row.
+        place_TK: The row of each token's k-th visit; the inverse of `visit_R`.
+        end_E: Row after the last one of each expert, int32.
+    """
+
+    visit_R: Tensor
+    token_R: Tensor
+    place_TK: Tensor
+    end_E: Tensor
+
+
+def sort_by_expert(expert_TK: Tensor, count_E: Tensor) -> Places:
+    """One stable sort gives the rows; its inverse gives the way back."""
+    T, K = expert_TK.shape
+    visit_R = expert_TK.flatten().argsort(stable=True)
+    place_R = torch.empty_like(visit_R)
+    place_R[visit_R] = torch.arange(T * K, device=visit_R.device)
+    return Places(visit_R, visit_R // K, place_R.view(T, K), count_E.cumsum(0).to(torch.int32))
+
+
+def product_path(x: Tensor, weight: Tensor) -> str:
+    """Which path `grouped_linear` takes: ``"grouped_mm"`` (one kernel) or ``"loop"`` (a product an expert).
+
+    The kernel wants float32, bfloat16 or float16, strides that are multiples of 16 bytes, and on CUDA bfloat16.
+    """
+    step = 16 // x.element_size()
+    aligned = weight.shape[-1] % step == 0 and weight.shape[-2] % step == 0
+    dtypes = (torch.bfloat16,) if x.is_cuda else (torch.float32, torch.bfloat16, torch.float16)
+    return "grouped_mm" if aligned and x.dtype in dtypes and not x.is_meta else "loop"
+
+
+def grouped_linear(x_RI: Tensor, weight_EOI: Tensor, end_E: Tensor) -> Tensor:
+    """``x_RI[rows of e] @ weight_EOI[e].T`` for every expert e: (R, I), (E, O, I) -> (R, O)."""
+    if product_path(x_RI, weight_EOI) == "grouped_mm":
+        return F.grouped_mm(x_RI, weight_EOI.transpose(-2, -1), offs=end_E)
+    ends = end_E.tolist()
+    sizes = [end - start for start, end in zip([0, *ends], ends, strict=False)]
+    # unbind, not indexing: the backward of w[e] would build a gradient of the whole stack for every expert.
+    parts = zip(x_RI.split(sizes), weight_EOI.unbind(0), strict=True)
+    return torch.cat([x @ w.t() for x, w in parts])
+
+
+class Experts(nn.Module):
+    """SwiGLU experts with their weights in two stacks."""
+
+    def __init__(self, d_model: int, d_expert: int, n_experts: int) -> None:
+        super().__init__()
+        self.gate_up_EGD = nn.Parameter(torch.empty(n_experts, 2 * d_expert, d_model))
+        self.down_EDF = nn.Parameter(torch.empty(n_experts, d_model, d_expert))
+
+    def forward(self, x_TD: Tensor, routing: Routing) -> Tensor:
+        places = sort_by_expert(routing.expert_TK, routing.count_E)
+        gate_up, down = self.gate_up_EGD, self.down_EDF
+        if torch.is_autocast_enabled(x_TD.device.type):  # autocast does not reach the grouped product
+            dtype = torch.get_autocast_dtype(x_TD.device.type)
+            x_TD, gate_up, down = x_TD.to(dtype), gate_up.to(dtype), down.to(dtype)
+        x_RD = dispatch(x_TD, places.token_R, places.place_TK)
+        weight_R1 = dispatch(routing.weight_TK.reshape(-1, 1), places.visit_R, places.place_TK.view(-1, 1))
+        hidden_RF = swiglu(grouped_linear(x_RD, gate_up, places.end_E), weight_R1.to(x_RD.dtype))
+        return collect(grouped_linear(hidden_RF, down, places.end_E), places.token_R, places.place_TK)

@@ -1,0 +1,87 @@
+"""Hyperparameters by rule: learning rate, batch and weight decay from (C, D) and the widths, the same for every
+architecture up to what its widths demand.
+
+Learning rate and batch are functions of compute alone, as in arXiv:2507.17702 (Ling), whose exponents they keep; the
+best rate does not move with the experts' number or sparsity (Step law's 708 MoE runs, arXiv:2503.04715). Widths enter
+by initialisation and by a rate a tensor, as muP for mixtures of experts demands (arXiv:2508.09752)::
+
+    learning rate of a matrix  =  rate(C) * reference fan-in / fan-in
+    learning rate of the rest  =  rate(C)                       (embeddings, gains, biases)
+    initial standard deviation =  1 / sqrt(fan-in), of output projections also / sqrt(2 L), of router and head small
+
+Coefficients were tuned at this project's scales by `benchmarks/fairness.py`.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from moe_optuna.architecture import MoEArchitecture
+from moe_optuna.training._recipe import Recipe
+
+__all__ = ["REFERENCE_FAN_IN", "Hyperparameters", "hyperparameters", "rate_factor"]
+
+REFERENCE_FAN_IN = 64
+_ANCHOR = 1e11  # FLOPs at which the coefficients below are read
+
+
+@dataclass(frozen=True, slots=True)
+class Hyperparameters:
+    """What the rule sets for one trial.
+
+    Attributes:
+        learning_rate: Peak rate of a matrix with the reference fan-in.
+        sequences: Sequences of an optimizer step.
+        steps: Optimizer steps: as many as make ``steps * sequences * context_length`` nearest to the token budget.
+        weight_decay: AdamW's, on matrices.
+        warmup_steps, decay_steps: Steps in which the rate rises and falls.
+    """
+
+    learning_rate: float
+    sequences: int
+    steps: int
+    weight_decay: float
+    warmup_steps: int
+    decay_steps: int
+
+    def schedule(self, step: int, kind: str) -> float:
+        """Factor of the learning rate in step `step` (from 0): 0 to 1, linear at both ends (``wsd``) or a half cosine
+        after the warm-up."""
+        if step < self.warmup_steps:
+            return (step + 1) / self.warmup_steps
+        if kind == "cosine":
+            done = (step - self.warmup_steps) / max(1, self.steps - self.warmup_steps)
+            return 0.5 * (1 + math.cos(math.pi * done))
+        return min(1.0, (self.steps - step) / max(1, self.decay_steps))
+
+
+def hyperparameters(
+    architecture: MoEArchitecture, *, compute: float, tokens: int, recipe: Recipe, multiple: int = 1
+) -> Hyperparameters:
+    """The rule; what the recipe states overrides it.
+
+    Args:
+        architecture: Its context length makes whole sequences.
+        compute: C, training FLOPs.
+        tokens: D, the token budget.
+        recipe: Overrides, and the schedule's shares.
+        multiple: The batch is a multiple of so many sequences (the devices of a trial).
+    """
+    context = architecture.context_length
+    batch = recipe.batch_tokens or 1024 * (compute / _ANCHOR) ** 0.3644
+    sequences = max(1, round(batch / context / multiple)) * multiple
+    steps = max(1, round(tokens / (sequences * context)))
+    return Hyperparameters(
+        learning_rate=recipe.learning_rate or 6e-3 * (compute / _ANCHOR) ** -0.1529,
+        sequences=sequences,
+        steps=steps,
+        weight_decay=0.1 if recipe.weight_decay is None else recipe.weight_decay,
+        warmup_steps=max(1, round(recipe.warmup * steps)),
+        decay_steps=max(1, round(recipe.decay * steps)),
+    )
+
+
+def rate_factor(fan_in: int | None) -> float:
+    """Factor of the learning rate: 1 for what is not a matrix (``None``)."""
+    return 1.0 if fan_in is None else REFERENCE_FAN_IN / fan_in
