@@ -1,0 +1,397 @@
+"""The controller: owns the studies, gives trials to workers, and loses none.
+
+``ask -> launch -> report / should_prune -> tell``, in one thread that sleeps in `Executor.wait`. It never imports torch,
+so it holds no device.
+
+=======================================  ==========================================================================
+what happens to a trial                  what becomes of it
+=======================================  ==========================================================================
+the worker dies                          tried again from its checkpoint, `RETRIES` times; then FAIL, with the reason
+it raises, or its loss is not finite     FAIL, with the reason; its architecture is not trained again in this study
+a file cannot be written or read         tried again, `RETRIES` times; then given back, and the search stops
+bad input (a missing data file)          given back, and the search stops
+Ctrl-C, SIGTERM                          saved and given back; the next run resumes it under the same number
+the controller dies                      its lease goes stale; as above
+=======================================  ==========================================================================
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import shutil
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, cast
+
+import optuna
+from optuna.exceptions import UpdateFinishedTrialError
+from optuna.trial import TrialState
+
+from moe_optuna.errors import InputError
+from moe_optuna.search._channel import Message
+from moe_optuna.search._events import Event, Observer
+from moe_optuna.search._lease import Leases
+from moe_optuna.search._local import Executor
+
+if TYPE_CHECKING:
+    from types import FrameType
+
+    from optuna import Study
+    from optuna.trial import FrozenTrial, Trial
+
+    from moe_optuna.architecture import MoEArchitecture
+    from moe_optuna.space import Phase
+
+__all__ = ["RETRIES", "Controller", "Work", "counts", "trained"]
+
+RETRIES = 3
+"""How often a trial is tried again after its worker died or a file could not be written."""
+TICK = 0.5
+"""Longest sleep [s]: how late a signal or a beat can be noticed."""
+FRUITLESS = 100
+"""Proposals in a row that cannot be trained, after which the study has nothing left to propose."""
+_DEATHS = "moe_optuna:deaths"
+
+
+@dataclass(frozen=True)
+class Work:
+    """A study to be brought to a number of trials.
+
+    Attributes:
+        study: The study, with its sampler and pruner.
+        phase: What its trials may propose.
+        trials: Trials that it is to have, trained to the end or pruned; those that failed are replaced.
+        recipe: The training recipe, as plain data.
+        seed: The seed of trials that carry none of their own.
+        checkpoints: The folder for what is being trained.
+        reseed: Called with the number of each new trial before it is asked for.
+    """
+
+    study: Study
+    phase: Phase
+    trials: int
+    recipe: dict[str, Any]
+    seed: int
+    checkpoints: Path
+    reseed: Callable[[Study, int], None] | None = None
+
+
+@dataclass
+class _Run:
+    """A trial on a worker."""
+
+    trial: Trial
+    task: dict[str, Any]
+    architecture: MoEArchitecture
+    steps: set[int]
+    verdict: Literal["", "pruned", "failed", "lost"] = ""
+    reason: str = ""
+
+
+@dataclass
+class Controller:
+    """Runs studies on the workers of an executor.
+
+    Args:
+        executor: The workers.
+        leases: This controller's leases.
+        observer: Told of everything that happens.
+        finished: Called after each trial that ended, with its study and its number.
+        grace: Seconds that workers have to save their trials when the search is stopped.
+    """
+
+    executor: Executor
+    leases: Leases
+    observer: Observer = lambda event: None
+    finished: Callable[[Work, FrozenTrial], None] = lambda work, trial: None
+    grace: float = 20.0
+    stopping: bool = False
+    _running: dict[int, _Run] = field(default_factory=dict)
+    _failed: dict[MoEArchitecture, str] = field(default_factory=dict)
+
+    def prepare(self, recipe: dict[str, Any]) -> None:
+        """Have a worker make the text ready.
+
+        Raises:
+            InputError: Where it cannot.
+            KeyboardInterrupt: Where the search was stopped.
+        """
+        self.executor.send(0, {"prepare": recipe})
+        while True:
+            for worker, message in self.executor.wait(TICK):
+                if "prepared" in message:
+                    return
+                if "failed" in message:
+                    raise InputError(message["failed"]["reason"])
+                if worker == 0 and "died" in message:
+                    raise InputError(f"the worker that prepared the data died: {message['died']}")
+            if self.stopping:
+                raise KeyboardInterrupt
+
+    def run(self, work: Work) -> None:
+        """Bring the study to its number of trials.
+
+        Raises:
+            InputError: Where the search cannot go on, for a reason that its user can remove.
+            KeyboardInterrupt: Where it was stopped; every trial is saved and given back.
+        """
+        self._failed = {
+            architecture: trial.user_attrs.get("reason", "")
+            for trial in work.study.get_trials(deepcopy=False, states=(TrialState.FAIL,))
+            if (architecture := _architecture(work.phase, trial)) is not None
+        }
+        try:
+            while not self.stopping:
+                if self.leases.beat(work.study):
+                    self._look_after(work)
+                more = self._fill(work)
+                if not more and not self._running:
+                    return
+                for worker, message in self.executor.wait(TICK):
+                    self._handle(work, worker, message)
+            raise KeyboardInterrupt
+        finally:
+            self._give_back_all(work)
+
+    def _fill(self, work: Work) -> bool:
+        """Give trials to idle workers; whether the study needs more than this controller runs."""
+        for worker in range(self.executor.workers):
+            if worker in self._running or self.stopping:
+                continue
+            run = self._next(work)
+            if run is None:
+                break
+            self._running[worker] = run
+            self._launch(work, worker)
+        states = _states(work.study)
+        return states[TrialState.RUNNING] > len(self._running) or states[TrialState.WAITING] > 0
+
+    def _next(self, work: Work) -> _Run | None:
+        """A trial to train: one given back, one enqueued or a new one; ``None`` where the study needs no more."""
+        for _ in range(FRUITLESS):
+            if self.stopping:
+                return None
+            states = _states(work.study)
+            if not states[TrialState.WAITING]:
+                done, _, failed = counts(work.study)
+                if failed > max(3, work.trials):
+                    reason = next(reversed(self._failed.values()), "")
+                    raise InputError(f"{failed} trials failed, the last: {reason}", where=work.study.study_name)
+                if done + states[TrialState.RUNNING] >= work.trials:
+                    return None
+                if work.reseed:
+                    work.reseed(work.study, sum(states.values()))
+            trial = work.study.ask()
+            self.leases.take(work.study, trial._trial_id)
+            with contextlib.suppress(optuna.TrialPruned):
+                architecture = work.phase.suggest(trial)
+                if architecture not in self._failed:
+                    return self._prepare_run(work, trial, architecture)
+                trial.set_user_attr("infeasible", f"failed before: {self._failed[architecture]}"[:500])
+            work.study.tell(trial, state=TrialState.PRUNED)
+        self.observer(
+            Event(
+                "note", work.phase.compute, work.phase.number, message=f"{work.study.study_name}: nothing left to try"
+            )
+        )
+        return None
+
+    def _prepare_run(self, work: Work, trial: Trial, architecture: MoEArchitecture) -> _Run | None:
+        seed = trial.user_attrs.get("seed")
+        if seed is None:
+            trial.set_user_attr("seed", seed := work.seed)
+        name = work.study.study_name.replace("/", "_")
+        task = {
+            "architecture": architecture.to_dict(),
+            "compute": work.phase.compute,
+            "tokens": work.phase.tokens(architecture),
+            "recipe": work.recipe,
+            "seed": seed,
+            "checkpoint": str(work.checkpoints / name / f"{trial.number:05d}"),
+        }
+        return _Run(trial, task, architecture, set(_frozen(work.study, trial).intermediate_values))
+
+    def _launch(self, work: Work, worker: int) -> None:
+        run = self._running[worker]
+        self._tell("start", work, run)
+        if run.steps and run.trial.should_prune():  # decided before, and not told: the controller died in between
+            del self._running[worker]
+            run.verdict = "pruned"
+            self._finish(work, run, {})
+            return
+        self.executor.send(worker, {"run": run.task})
+
+    def _handle(self, work: Work, worker: int, message: Message) -> None:
+        run = self._running.get(worker)
+        if run is None:
+            return
+        if "report" in message or "reports" in message:
+            for index, loss in message.get("reports") or [message["report"]]:
+                self._report(work, run, int(index), float(loss))
+            if "report" in message:
+                self.executor.send(worker, {"go": not run.verdict and not self.stopping})
+            return
+        del self._running[worker]
+        if run.verdict == "lost":
+            return
+        if "result" in message or (run.verdict and {"died", "failed"} & message.keys()):
+            self._finish(work, run, message.get("result", {}))
+        elif "interrupted" in message:
+            self._give_back(work, run)
+        elif "died" in message:
+            self._retry(work, worker, run, f"the worker died, {message['died']}", fail=True)
+        elif message["failed"]["kind"] == "trial":
+            run.verdict, run.reason = "failed", message["failed"]["reason"]
+            self._finish(work, run, {})
+        elif message["failed"]["kind"] == "system":
+            self._retry(work, worker, run, message["failed"]["reason"], fail=False)
+        else:
+            self._give_back(work, run)
+            raise InputError(message["failed"]["reason"])
+
+    def _report(self, work: Work, run: _Run, index: int, loss: float) -> None:
+        if not math.isfinite(loss):
+            run.verdict, run.reason = "failed", f"the loss is {loss} at report {index}"
+            return
+        if index not in run.steps:
+            run.steps.add(index)
+            run.trial.report(loss, index)
+        if not run.verdict and run.trial.should_prune():
+            run.verdict = "pruned"
+        self._tell("report", work, run, loss=loss, fraction=index / max(1, work.recipe.get("reports", 1)))
+
+    def _finish(self, work: Work, run: _Run, result: dict[str, Any]) -> None:
+        """Tell the study how the trial ended."""
+        loss = result.get("loss")
+        if not run.verdict and not (isinstance(loss, (int, float)) and math.isfinite(loss)):
+            run.verdict, run.reason = "failed", f"the loss is {loss}"
+        try:
+            for name in ("tokens", "seconds", "bits_per_byte"):
+                if isinstance(value := result.get(name), (int, float)):
+                    run.trial.set_user_attr(name, value)
+            if run.verdict == "failed":
+                run.trial.set_user_attr("reason", run.reason)
+                self._failed[run.architecture] = run.reason
+                work.study.tell(run.trial, state=TrialState.FAIL)
+            elif run.verdict == "pruned":
+                work.study.tell(run.trial, state=TrialState.PRUNED)
+            else:
+                work.study.tell(run.trial, cast(float, loss))
+        except (UpdateFinishedTrialError, ValueError):
+            # Another controller took this one for dead and finished the trial: that result stands.
+            if not _frozen(work.study, run.trial).state.is_finished():
+                raise
+        shutil.rmtree(run.task["checkpoint"], ignore_errors=True)
+        self.finished(work, _frozen(work.study, run.trial))
+        self._tell("end", work, run, loss=loss, fraction=1.0, state=run.verdict or "complete", message=run.reason)
+
+    def _retry(self, work: Work, worker: int, run: _Run, reason: str, *, fail: bool) -> None:
+        """Try once more on the same worker, from the checkpoint; after `RETRIES` times the trial fails, or, where it is
+        not to blame, the search stops."""
+        deaths = _frozen(work.study, run.trial).system_attrs.get(_DEATHS, 0) + 1
+        work.study._storage.set_trial_system_attr(run.trial._trial_id, _DEATHS, deaths)
+        if self.stopping:
+            self._give_back(work, run)
+        elif deaths <= RETRIES:
+            self._tell("note", work, run, message=f"trial {run.trial.number} is tried again: {reason}")
+            run.verdict = ""
+            self._running[worker] = run
+            self._launch(work, worker)
+        elif fail:
+            run.verdict, run.reason = "failed", f"{reason}; tried {deaths} times"
+            self._finish(work, run, {})
+        else:
+            work.study._storage.set_trial_system_attr(run.trial._trial_id, _DEATHS, 0)
+            self._give_back(work, run)
+            raise InputError(f"{reason}; tried {deaths} times; the same command resumes", where=run.task["checkpoint"])
+
+    def _give_back(self, work: Work, run: _Run) -> None:
+        if self.leases.holds(_frozen(work.study, run.trial)):
+            self.leases.give_back(work.study, run.trial._trial_id)
+        self._tell("end", work, run, state="returned")
+
+    def _give_back_all(self, work: Work) -> None:
+        """Have the workers save what they train, and give it back."""
+        for worker in self._running:
+            self.executor.send(worker, {"stop": True})
+        deadline = time.monotonic() + self.grace
+        while self._running and time.monotonic() < deadline:
+            for worker, message in self.executor.wait(TICK):
+                if {"result", "interrupted"} & message.keys():
+                    self._handle(work, worker, message)
+                elif {"died", "failed"} & message.keys() and worker in self._running:
+                    self._give_back(work, self._running.pop(worker))
+        for worker in list(self._running):
+            self._give_back(work, self._running.pop(worker))
+
+    def _look_after(self, work: Work) -> None:
+        """Take back what dead controllers left, and drop what others took."""
+        for number in self.leases.reap(work.study):
+            self.observer(
+                Event(
+                    "note", work.phase.compute, work.phase.number, number, message=f"trial {number} is taken up again"
+                )
+            )
+        for worker, run in self._running.items():
+            if not self.leases.holds(_frozen(work.study, run.trial)):
+                run.verdict = "lost"
+                self.executor.send(worker, {"stop": True})
+
+    def _tell(self, kind: Any, work: Work, run: _Run, **values: Any) -> None:
+        done, best, _ = counts(work.study)
+        phase = work.phase
+        event = Event(kind, phase.compute, phase.number, run.trial.number, best=best, finished=done, trials=work.trials)
+        self.observer(replace(event, **values))
+
+    @contextlib.contextmanager
+    def signals(self) -> Iterator[None]:
+        """Stop cleanly on SIGINT and SIGTERM, at once on the second; only in the main thread."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+
+        def stop(number: int, frame: FrameType | None) -> None:
+            if self.stopping:
+                raise KeyboardInterrupt
+            self.stopping = True
+
+        before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+def trained(trial: FrozenTrial) -> bool:
+    """Whether the trial counts: trained to the end, or stopped on the way; not one that was never trained."""
+    return trial.state == TrialState.COMPLETE or (
+        trial.state == TrialState.PRUNED and "infeasible" not in trial.user_attrs
+    )
+
+
+def counts(study: Study) -> tuple[int, float | None, int]:
+    """Trials that count, the lowest loss among the complete ones, and trials that failed."""
+    trials = study._storage.get_all_trials(study._study_id, deepcopy=False)
+    losses = [trial.value for trial in trials if trial.state == TrialState.COMPLETE and trial.value is not None]
+    failed = sum(trial.state == TrialState.FAIL for trial in trials)
+    return sum(map(trained, trials)), min(losses, default=None), failed
+
+
+def _states(study: Study) -> dict[TrialState, int]:
+    trials = study._storage.get_all_trials(study._study_id, deepcopy=False)
+    return {state: sum(trial.state == state for trial in trials) for state in TrialState}
+
+
+def _frozen(study: Study, trial: Trial) -> FrozenTrial:
+    return study._storage.get_trial(trial._trial_id)
+
+
+def _architecture(phase: Phase, trial: FrozenTrial) -> MoEArchitecture | None:
+    index = phase.index(trial.params) if trial.params else None
+    return None if index is None else phase.lattice[index]

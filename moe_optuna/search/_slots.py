@@ -1,0 +1,103 @@
+"""Slots: the share of a machine that one trial has to itself."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+from dataclasses import dataclass
+
+from moe_optuna.errors import InputError
+
+__all__ = ["Slot", "find_gpus", "local_slots"]
+
+_LAUNCHER = re.compile(
+    r"(LOCAL_|GROUP_|NODE_|ROLE_)?RANK|(LOCAL_|ROLE_)?WORLD_SIZE|MASTER_(ADDR|PORT)|(TORCHELASTIC|SLURM|PMI|OMPI)_.*"
+)
+"""What a launcher or a batch system leaves in the environment; a worker that inherits it waits for ranks that never
+come."""
+_THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
+
+
+@dataclass(frozen=True, slots=True)
+class Slot:
+    """Where one trial runs.
+
+    Attributes:
+        index: Its number, from 0.
+        devices: GPUs by index or UUID; empty on CPUs.
+        cores: The cores that the worker stays on; empty where it is not pinned.
+        threads: Threads of one trial.
+    """
+
+    index: int
+    devices: tuple[str, ...] = ()
+    cores: tuple[int, ...] = ()
+    threads: int = 1
+
+    def environment(self) -> dict[str, str]:
+        """The environment of a worker on this slot: this process's, less what a launcher set, with its share of
+        devices and threads."""
+        environment = {name: value for name, value in os.environ.items() if not _LAUNCHER.fullmatch(name)}
+        environment |= dict.fromkeys(_THREADS, str(self.threads))
+        environment["CUDA_VISIBLE_DEVICES"] = ",".join(self.devices)
+        return environment
+
+
+def find_gpus() -> tuple[str, ...]:
+    """The NVIDIA GPUs that this process may use, without initialising CUDA (a process that has cannot give its devices
+    to others cleanly)."""
+    if (visible := os.environ.get("CUDA_VISIBLE_DEVICES")) is not None:
+        return tuple(device.strip() for device in visible.split(",") if device.strip() not in ("", "-1"))
+    try:
+        answer = subprocess.run(
+            ["nvidia-smi", "--query-gpu=index", "--format=csv,noheader"], capture_output=True, text=True, timeout=20
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return ()
+    return tuple(answer.stdout.split()) if answer.returncode == 0 else ()
+
+
+def local_slots(workers: int | None, devices_per_trial: int = 1) -> tuple[Slot, ...]:
+    """Divide this machine: a set of GPUs a slot where there are any, otherwise cores.
+
+    More workers than sets of GPUs share them in turn; more workers than cores share those, unpinned.
+
+    Args:
+        workers: Slots; one a set of GPUs, or one a core, unless given.
+        devices_per_trial: GPUs of one trial.
+
+    Raises:
+        InputError: Where a number is not positive, or a trial asks for more GPUs than there are.
+    """
+    for name, value in (("--workers", workers), ("--devices-per-trial", devices_per_trial)):
+        if value is not None and value < 1:
+            raise InputError(f"{value}, expected at least 1", where=name)
+    cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
+    gpus = find_gpus()
+    if not gpus:
+        if devices_per_trial > 1:
+            raise InputError(f"{devices_per_trial}, expected 1: no GPU was found", where="--devices-per-trial")
+        count = workers or len(cores)
+        return tuple(Slot(index, (), share, max(1, len(share))) for index, share in enumerate(_shares(cores, count)))
+    if devices_per_trial > len(gpus):
+        raise InputError(
+            f"{devices_per_trial}, expected at most {len(gpus)}, the GPUs found", where="--devices-per-trial"
+        )
+    sets = [
+        gpus[start : start + devices_per_trial]
+        for start in range(0, len(gpus) - devices_per_trial + 1, devices_per_trial)
+    ]
+    count = workers or len(sets)
+    return tuple(
+        Slot(index, sets[index % len(sets)], share, max(1, len(share)))
+        for index, share in enumerate(_shares(cores, count))
+    )
+
+
+def _shares(cores: list[int], count: int) -> list[tuple[int, ...]]:
+    """`count` disjoint shares of the cores, or empty ones where there are fewer cores than shares."""
+    if count > len(cores):
+        return [()] * count
+    each = len(cores) // count
+    return [tuple(cores[index * each : (index + 1) * each]) for index in range(count)]

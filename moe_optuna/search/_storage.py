@@ -1,0 +1,194 @@
+"""Where studies are kept: a journal file in the search's folder, or any Optuna storage by its URL."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import re
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
+from optuna.storages.journal._file import get_lock_file
+
+from moe_optuna.errors import InputError
+
+if TYPE_CHECKING:
+    from optuna.storages import BaseStorage
+
+__all__ = ["Journal", "hold", "open_storage", "redact", "repair", "write_atomic"]
+
+
+class Journal(JournalFileBackend):
+    """Optuna's journal file, whose appends are all or nothing.
+
+    A disk that fills up in the middle of an append leaves half a line, and whatever is appended after it becomes
+    unreadable; here the file is cut back to what it was.
+    """
+
+    def append_logs(self, logs: list[dict[str, Any]]) -> None:
+        """Append records and wait until they are on the disk.
+
+        Raises:
+            OSError: Where they could not be written; the file is as it was.
+        """
+        lines = "".join(json.dumps(log, separators=(",", ":")) + "\n" for log in logs)
+        with get_lock_file(self._lock), open(self._file_path, "ab", buffering=0) as file:
+            size = os.fstat(file.fileno()).st_size
+            try:
+                rest = memoryview(lines.encode())
+                while rest:
+                    rest = rest[file.write(rest) :]
+                os.fsync(file.fileno())
+            except OSError:
+                file.truncate(size)
+                raise
+
+
+def open_storage(url: str | None, out: Path, *, workers: int) -> BaseStorage:
+    """The storage of a search.
+
+    Args:
+        url: An Optuna storage URL, or ``None`` for ``journal.log`` in `out`.
+        out: The search's folder.
+        workers: Trials side by side.
+
+    Raises:
+        InputError: Where the URL is none, the server does not answer, the driver is missing, the file is not a
+            journal, or SQLite is to serve several workers.
+    """
+    if url is None:
+        path = out / "journal.log"
+        repair(path)
+        try:
+            return JournalStorage(Journal(str(path)))
+        except (ValueError, KeyError, TypeError, AssertionError):
+            raise InputError("not an Optuna journal", where=path) from None
+    if url.startswith("sqlite") and workers > 1:
+        raise InputError(
+            f"{redact(url)} with {workers} workers: SQLite locks the whole file for every write (over 1 s a trial with"
+            " 8 workers, and errors); expected the journal (no --storage), PostgreSQL, or --workers 1",
+            where="--storage",
+        )
+    from optuna.exceptions import StorageInternalError
+    from optuna.storages import RDBStorage
+    from sqlalchemy.exc import SQLAlchemyError
+
+    try:
+        return RDBStorage(url, engine_kwargs={"pool_pre_ping": True})
+    except ModuleNotFoundError as error:
+        raise InputError(
+            f"needs the module {error.name!r}; pip install 'moe-optuna[postgres]' brings psycopg for PostgreSQL",
+            where=f"--storage {redact(url)}",
+        ) from None
+    except (SQLAlchemyError, StorageInternalError, ImportError, ValueError) as error:
+        reason = str(getattr(error, "orig", None) or error).replace(url, redact(url)).strip().splitlines()
+        raise InputError(
+            f"{_hide(url, reason[0]) if reason else type(error).__name__}; expected an Optuna storage URL such as"
+            " postgresql+psycopg://user@host/database",
+            where=f"--storage {redact(url)}",
+        ) from None
+
+
+def redact(url: str) -> str:
+    """The URL without its password, also where it stands in the query."""
+    url = re.sub(r"(?<=://)([^/?#]*?):([^/?#]*)@", r"\1:***@", url)
+    return re.sub(r"([?&](?:[a-z]*password|sslkey|token)=)[^&#]*", r"\1***", url, flags=re.IGNORECASE)
+
+
+def _hide(url: str, text: str) -> str:
+    """The text without the password of the URL."""
+    found = re.search(r"://[^/?#:]*:([^/?#]*)@", url)
+    return text.replace(found[1], "***") if found and found[1] else text
+
+
+def repair(path: Path) -> int:
+    """Cut off what a crash left at the end of a journal: a line without its end, or one that is not a record.
+
+    Only for the process that alone may write it. Returns the number of bytes cut.
+
+    Raises:
+        InputError: Where a line before the last is not a record: then the file is not a journal, or was edited.
+    """
+    if not path.exists():
+        return 0
+    if not path.is_file():
+        raise InputError("not a file, expected an Optuna journal", where=path)
+    _drop_stale_lock(Path(f"{path}.lock"))
+    good = number = 0
+    with path.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            if not _is_record(line):
+                break
+            good += len(line)
+        else:
+            return 0
+        if file.read(1):
+            raise InputError(f"line {number} is not a record, expected an Optuna journal", where=path)
+    if number == 1 and line.endswith(b"\n"):
+        raise InputError("not an Optuna journal", where=path)
+    size = path.stat().st_size
+    os.truncate(path, good)
+    return size - good
+
+
+def _is_record(line: bytes) -> bool:
+    try:
+        return line.endswith(b"\n") and "op_code" in json.loads(line)
+    except (ValueError, TypeError):
+        return False
+
+
+def _drop_stale_lock(lock: Path) -> None:
+    """Remove the lock of a process that died while it appended: a live one holds it for milliseconds, and Optuna waits
+    half a minute before it takes it for dead."""
+    for _ in range(20):
+        if not os.path.lexists(lock):
+            return
+        time.sleep(0.05)
+    lock.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def hold(out: Path) -> Iterator[None]:
+    """Be the only search in a folder; the kernel ends it with the process, however that dies.
+
+    Raises:
+        InputError: Where another search runs in it.
+    """
+    with (out / "lock").open("a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            file.seek(0)
+            raise InputError(
+                f"another search runs in it (process {file.read().strip() or 'unknown'}); expected a folder of its own,"
+                " or PostgreSQL for several controllers",
+                where=out,
+            ) from None
+        file.truncate(0)
+        file.write(str(os.getpid()))
+        file.flush()
+        yield
+
+
+def write_atomic(path: Path, text: str) -> None:
+    """Write a file so that a reader, or a crash, sees the old one or the new one, never half of one.
+
+    Raises:
+        OSError: Where it could not be written; the old file is as it was.
+    """
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with partial.open("w", encoding="utf-8", newline="") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)

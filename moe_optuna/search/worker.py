@@ -1,0 +1,219 @@
+"""The worker process: trains one architecture after another, as told through its channel.
+
+It knows nothing of Optuna, studies or storage. It stays alive between trials, so that none pays for imports, and it
+ends when the controller does: at the end of the stream it saves what it trains and exits.
+
+A trial's folder holds, beside the training's own checkpoint, `progress.jsonl`: the reports and at last the result. A
+trial that was trained to the end but never recorded, because the controller died in between, is answered from there.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import importlib
+import json
+import os
+import queue
+import signal
+import socket
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Protocol
+
+from moe_optuna.errors import InputError
+from moe_optuna.search._channel import Channel, Message
+
+__all__ = ["Link", "TrialFunctions", "main"]
+
+GRACE = 25.0
+"""Seconds that a worker without a controller has to save its trial, before it ends as it is."""
+
+
+class TrialFunctions(Protocol):
+    """What the module that a worker imports holds."""
+
+    @staticmethod
+    def run(task: dict[str, Any], link: Link) -> dict[str, Any]:
+        """Train the task; a dictionary of plain data with at least ``loss`` (nats per token)."""
+        ...
+
+    @staticmethod
+    def prepare(recipe: dict[str, Any]) -> None:
+        """What is done once before any trial (tokenising)."""
+        ...
+
+
+class Link:
+    """What a trial has of its controller.
+
+    Attributes:
+        stopping: Whether the trial is to be saved and given back, now rather than at the next report.
+    """
+
+    def __init__(self, channel: Channel) -> None:
+        self._channel = channel
+        self._inbox: queue.SimpleQueue[Message] = queue.SimpleQueue()
+        self._interrupted = threading.Event()
+        self._reports: dict[int, float] = {}
+        self._record: Path | None = None
+        threading.Thread(target=self._listen, name="channel", daemon=True).start()
+
+    @property
+    def stopping(self) -> bool:
+        """Whether somebody asked for the trial to be saved and given back."""
+        return self._interrupted.is_set()
+
+    def interrupt(self) -> None:
+        """Ask for it."""
+        self._interrupted.set()
+        self._inbox.put({"go": False})
+
+    def report(self, index: int, loss: float) -> bool:
+        """Report the loss at a point of the token grid; whether to go on."""
+        if self.stopping:
+            return False
+        if index not in self._reports:
+            self._reports[index] = loss
+            self._note({"report": [index, loss]})
+        self._channel.send({"report": [index, loss]})
+        while True:
+            message = self._inbox.get()
+            if "go" in message:
+                return bool(message["go"]) and not self.stopping
+
+    def send(self, message: Message) -> None:
+        """Send a message."""
+        self._channel.send(message)
+
+    def next(self) -> Message:
+        """The next order of the controller."""
+        while True:
+            message = self._inbox.get()
+            if "go" not in message:
+                return message
+
+    def resume(self, folder: Path | None) -> dict[str, Any] | None:
+        """Take up what an earlier attempt left in the trial's folder: its reports, sent again, and its result where
+        there is one."""
+        self._reports, self._record = {}, folder / "progress.jsonl" if folder else None
+        result = None
+        if self._record and self._record.exists():
+            for line in self._record.read_text(encoding="utf-8").splitlines():
+                try:
+                    note = json.loads(line)
+                except ValueError:  # the line that was cut when the machine went down
+                    continue
+                if "report" in note:
+                    self._reports[note["report"][0]] = note["report"][1]
+                result = note.get("result", result)
+        if self._reports:
+            self.send({"reports": list(self._reports.items())})
+        return result
+
+    def finish(self, result: dict[str, Any]) -> None:
+        """Keep the result, then send it."""
+        self._note({"result": result})
+        self.send({"result": result})
+
+    def _note(self, note: Message) -> None:
+        if self._record:
+            with self._record.open("a", encoding="utf-8") as file:
+                # The new line leads: after a line that was cut, the next one is whole.
+                file.write("\n" + json.dumps(note))
+
+    def _listen(self) -> None:
+        while (messages := self._channel.receive()) is not None:
+            for message in messages:
+                if "stop" in message:
+                    self.interrupt()
+                else:
+                    if "run" in message:
+                        self._interrupted.clear()
+                    self._inbox.put(message)
+        self.interrupt()
+        self._inbox.put({"exit": True})
+        time.sleep(GRACE)
+        os._exit(1)
+
+
+def serve(link: Link, functions: TrialFunctions) -> None:
+    """Do as the controller says until it is gone."""
+    while True:
+        message = link.next()
+        if "exit" in message:
+            return
+        try:
+            if "prepare" in message:
+                functions.prepare(message["prepare"])
+                link.send({"prepared": True})
+            elif "run" in message:
+                _run(link, functions, message["run"])
+        except InputError as error:
+            link.send(_failure("input", str(error)))
+        except OSError as error:
+            traceback.print_exc()
+            link.send(_failure("system", f"{type(error).__name__}: {error}"))
+        except Exception as error:
+            traceback.print_exc()
+            link.send(_failure("trial", f"{type(error).__name__}: {error}"))
+
+
+def _failure(kind: str, reason: str) -> Message:
+    return {"failed": {"kind": kind, "reason": " ".join(reason.split())[:500]}}
+
+
+def _run(link: Link, functions: TrialFunctions, task: dict[str, Any]) -> None:
+    folder = Path(task["checkpoint"]) if task.get("checkpoint") else None
+    with _alone(folder):
+        result = link.resume(folder)
+        if result is None:
+            result = functions.run(task, link)
+            if link.stopping and result.get("stopped", True):
+                link.send({"interrupted": True})
+                return
+        link.finish(result)
+
+
+@contextmanager
+def _alone(folder: Path | None) -> Iterator[None]:
+    """Hold the trial's folder: the worker of a controller that died may still be saving into it."""
+    if folder is None:
+        yield
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _await_terminate(link: Link) -> None:
+    while signal.sigwait({signal.SIGTERM}):
+        link.interrupt()
+
+
+def main(arguments: list[str]) -> None:
+    """Entry point: the descriptor of the socket, the cores to stay on (or ``-``), the module of the trial functions."""
+    descriptor, cores, module = arguments
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal's Ctrl-C is the controller's to handle
+    # Blocked here and awaited in a thread: Lightning would otherwise take the signal, and leave without saving.
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    if cores != "-":
+        os.sched_setaffinity(0, {int(core) for core in cores.split(",")})
+    link = Link(Channel(socket.socket(fileno=int(descriptor))))
+    threading.Thread(target=_await_terminate, args=(link,), name="signals", daemon=True).start()
+    load: Callable[[str], Any] = importlib.import_module
+    functions = load(module)
+    link.send({"ready": os.getpid()})
+    try:
+        serve(link, functions)
+    except ConnectionError:
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,56 @@
+"""Trial functions that a worker imports instead of the real training: no arithmetic, the same protocol."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import resource
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+
+def loss_of(task: dict[str, Any]) -> float:
+    """A smooth loss with its minimum at d_model = 64, falling with compute, and a little noise of the seed."""
+    width = math.log2(task["architecture"]["d_model"] / 64)
+    noise = math.sin(12.9898 * task["seed"] + width) * 1e-3
+    return 2.0 + 0.05 * width**2 + (task["compute"] / 1e9) ** -0.1 + noise
+
+
+def prepare(recipe: dict[str, Any]) -> None:
+    if recipe.get("missing"):
+        raise FileNotFoundError(recipe["missing"])
+
+
+def run(task: dict[str, Any], link: Any) -> dict[str, Any]:
+    recipe, folder = task["recipe"], Path(task["checkpoint"])
+    target, reports = loss_of(task), recipe.get("reports", 4)
+    state = folder / "state.json"
+    first = json.loads(state.read_text()) + 1 if state.exists() else 1
+    width = task["architecture"]["d_model"]
+    for index in range(first, reports + 1):
+        time.sleep(recipe.get("seconds", 0.0))
+        if width in recipe.get("raising", ()):
+            raise RuntimeError(f"width {width} does not train")
+        if width in recipe.get("killing", ()):
+            os.kill(os.getpid(), signal.SIGKILL)
+        if width in recipe.get("full_disk", ()):
+            raise OSError(28, "No space left on device")
+        if width in recipe.get("hungry", ()):
+            resource.setrlimit(resource.RLIMIT_AS, (2**30, 2**30))
+            bytearray(2**31)
+        if once := recipe.get("once"):  # dies the first time that any trial comes here
+            marker = Path(once)
+            if index == 2 and not marker.exists():
+                marker.touch()
+                os.kill(os.getpid(), signal.SIGKILL)
+        loss = math.nan if width in recipe.get("diverging", ()) and index == 2 else target + 0.5 * (1 - index / reports)
+        if log := recipe.get("log"):
+            with open(log, "a") as file:
+                file.write(json.dumps([folder.name, index]) + "\n")
+        state.write_text(str(index))
+        if not link.report(index, loss) and index < reports:
+            return {"loss": loss, "stopped": True, "tokens": task["tokens"] * index // reports, "seconds": 0.0}
+    return {"loss": target, "stopped": False, "tokens": task["tokens"], "seconds": 0.0, "bits_per_byte": target}
