@@ -51,7 +51,7 @@ class Hyperparameters:
     def kernel(self, left: Array, right: Array) -> Array:
         """Covariance of the residual process between two sets of inputs, (n, k) and (m, k) -> (n, m)."""
         lengths = np.exp(self.log_lengths)
-        return np.exp(2 * self.log_amplitude) * matern(left / lengths, right / lengths)
+        return np.asarray(np.exp(2 * self.log_amplitude) * matern(left / lengths, right / lengths))
 
     def noise_variance(self, covariate: Array) -> Array:
         """Variance of seed noise, (n,)."""

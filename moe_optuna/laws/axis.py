@@ -1,0 +1,334 @@
+"""The loss along one axis at one budget: the three forms of arXiv:2603.21862, their optimum and their near-optimal
+band.
+
+`pole_linear`
+    ``a / (x - 6) + b x + c`` for compute density M / Na, which is above 6.
+`two_pole`
+    ``a / (x - 1) + b / (pole - x) + c`` for the expansion ratio N / Na; pole = (n_experts + shared) / (top_k +
+    shared).
+`quadratic_log`
+    ``a log(x)^2 + b log(x) + c`` for widths, counts and FLOPs per token.
+
+All are linear in (a, b, c), so the fit is a robust least-squares problem with an exact answer and no start to
+choose. In t = log(x - 6), logit((x - 1) / (pole - 1)) or log x each is a convex curve over t: ``2 sqrt(a b') (cosh(t
+- t_opt) - 1)`` or a parabola above the least loss, which gives optimum and band in closed form.
+
+Several axes that varied together are fitted together, additively. Intervals come from draws of the coefficients from
+their Student distribution, which is right also for six runs, where resampling runs is not. A draw whose curve has no
+inner minimum puts its optimum at an end of the searched range: where the runs do not pin an optimum, its interval is
+the range.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from moe_optuna.errors import InputError
+from moe_optuna.laws.band import BAND, Band, interval
+
+__all__ = ["AxisFit", "Form", "fit_axes", "fit_axis"]
+
+Array = NDArray[np.float64]
+FormName = Literal["pole_linear", "two_pole", "quadratic_log"]
+LOWER_POLE = {"pole_linear": 6.0, "two_pole": 1.0, "quadratic_log": 0.0}
+HUBER = 2.0
+NOISE_FREEDOM = 10
+GRID = 257
+
+
+@dataclass(frozen=True)
+class Form:
+    """One of the three forms over an axis.
+
+    Attributes:
+        name: Which.
+        pole: Upper pole of `two_pole`.
+    """
+
+    name: FormName
+    pole: float = np.inf
+
+    def __post_init__(self) -> None:
+        if self.name not in LOWER_POLE:
+            raise InputError(f"{self.name!r}, expected one of {', '.join(LOWER_POLE)}", where="form")
+        if self.name == "two_pole" and not (np.isfinite(self.pole) and self.pole > 1):
+            raise InputError(f"{self.pole!r}, expected a finite number above 1", where="pole")
+
+    def basis(self, x: Array) -> Array:
+        """The columns that a and b multiply, (n, 2)."""
+        if self.name == "pole_linear":
+            return np.column_stack([1 / (x - 6), x])
+        if self.name == "two_pole":
+            return np.column_stack([1 / (x - 1), 1 / (self.pole - x)])
+        return np.column_stack([np.log(x) ** 2, np.log(x)])
+
+    def t(self, x: ArrayLike) -> Array:
+        """The coordinate in which the curve is symmetric around its optimum."""
+        x = np.asarray(x, float)
+        if self.name == "two_pole":
+            return np.asarray(np.log((x - 1) / (self.pole - x)))
+        return np.asarray(np.log(x - LOWER_POLE[self.name]))
+
+    def x(self, t: ArrayLike) -> Array:
+        """The inverse of `t`."""
+        t = np.asarray(t, float)
+        if self.name == "two_pole":
+            return np.asarray(1 + (self.pole - 1) / (1 + np.exp(-t)))
+        return np.asarray(np.exp(t) + LOWER_POLE[self.name])
+
+    def optimum_t(self, a: Array, b: Array) -> Array:
+        """t of the inner minimum for coefficients a, b (s,); NaN where there is none."""
+        with np.errstate(all="ignore"):
+            if self.name == "quadratic_log":
+                return np.where(a > 0, -b / (2 * a), np.nan)
+            return np.where((a > 0) & (b > 0), 0.5 * np.log(a / b), np.nan)
+
+    def check(self, x: Array, where: object) -> None:
+        """Raises InputError where a value is not inside the form's domain."""
+        low, high = LOWER_POLE[self.name], self.pole if self.name == "two_pole" else np.inf
+        bad = x[~((x > low) & (x < high) & np.isfinite(x))]
+        if len(bad):
+            upper = f" and below {high:g}" if np.isfinite(high) else ""
+            raise InputError(f"{bad[0]:g}, expected values above {low:g}{upper}", where=where)
+
+
+@dataclass(frozen=True)
+class AxisFit:
+    """The fitted curve of one axis.
+
+    Attributes:
+        form: The form and its pole.
+        coefficients: a, b, c; the curve ``a basis_1 + b basis_2 + c`` has the other axes of the fit at their best.
+        range: The searched values, lowest and highest; optimum and band stay inside.
+        optimum, interval: Where the loss is least, and its 95 % interval.
+        loss, loss_interval: The least loss, nats per token, and its 95 % interval.
+        noise: Relative sd of a run around the fit.
+        noise_width: The smallest relative excess of loss that these runs can tell from none, at least `BAND`: 1.96
+            standard errors of a fitted loss.
+        points: Runs in the fit.
+        draws: Draws of the coefficients, (s, 3).
+    """
+
+    form: Form
+    coefficients: Mapping[str, float]
+    range: tuple[float, float]
+    optimum: float
+    interval: tuple[float, float]
+    loss: float
+    loss_interval: tuple[float, float]
+    noise: float
+    noise_width: float
+    points: int
+    draws: Array = field(repr=False, compare=False)
+
+    def predict(self, x: ArrayLike) -> Array:
+        """Loss along the axis, nats per token."""
+        x = np.asarray(x, float)
+        columns = self.form.basis(x.reshape(-1)) @ np.array([self.coefficients["a"], self.coefficients["b"]])
+        return np.asarray((columns + self.coefficients["c"]).reshape(x.shape))
+
+    def band(self, width: float = BAND) -> Band:
+        """Values whose loss is within `width` of the least, inside the searched range, with 95 % intervals of both
+        edges.
+        """
+        low, high = self.edges(width)
+        ours = np.array([[self.coefficients[name] for name in "abc"]])
+        own_low, own_high = _edges(self.form, ours, self.range, width)
+        return Band(float(own_low[0]), float(own_high[0]), interval(low), interval(high), width)
+
+    def edges(self, width: float = BAND) -> tuple[Array, Array]:
+        """Low and high edge of the band for each draw, (s,) each."""
+        return _edges(self.form, self.draws, self.range, width)
+
+    def optima(self) -> Array:
+        """The optimum of each draw, (s,)."""
+        return _optima(self.form, self.draws, self.range)
+
+    def losses(self) -> Array:
+        """The least loss of each draw, (s,)."""
+        return np.asarray((self.form.basis(self.optima()) * self.draws[:, :2]).sum(1) + self.draws[:, 2])
+
+    def to_dict(self) -> dict[str, Any]:
+        """An entry of `axes` in laws.json, without the budget and names of phase and axis."""
+        near, noisy = self.band(), self.band(self.noise_width)
+        return {
+            "form": self.form.name,
+            "coefficients": {
+                **self.coefficients,
+                **({"pole": self.form.pole} if self.form.name == "two_pole" else {}),
+            },
+            "range": list(self.range),
+            "optimum": self.optimum,
+            "interval": list(self.interval),
+            "band": [near.low, near.high],
+            "band_intervals": [list(near.low_interval), list(near.high_interval)],
+            "band_noise": [noisy.low, noisy.high],
+            "noise": self.noise,
+            "noise_width": self.noise_width,
+            "loss": self.loss,
+            "loss_interval": list(self.loss_interval),
+            "points": self.points,
+        }
+
+
+def fit_axis(
+    form: FormName | Form,
+    x: ArrayLike,
+    loss: ArrayLike,
+    *,
+    pole: float = np.inf,
+    noise: float | None = None,
+    draws: int = 400,
+    seed: int = 0,
+) -> AxisFit:
+    """Fit one axis at one budget.
+
+    Args:
+        form: `pole_linear`, `two_pole` or `quadratic_log`.
+        x: Values of the axis (n,).
+        loss: Nats per token (n,).
+        pole: Upper pole of `two_pole`.
+        noise: Relative sd of a run over seeds, where repeats told; it counts as 10 further degrees of freedom.
+        draws, seed: For the intervals.
+
+    Raises:
+        InputError: On fewer than four runs, fewer than three different values, or values outside the form's domain.
+    """
+    chosen = form if isinstance(form, Form) else Form(form, pole)
+    return fit_axes({"x": chosen}, {"x": x}, loss, noise=noise, draws=draws, seed=seed)["x"]
+
+
+def fit_axes(
+    forms: Mapping[str, Form],
+    columns: Mapping[str, ArrayLike],
+    loss: ArrayLike,
+    *,
+    noise: float | None = None,
+    draws: int = 400,
+    seed: int = 0,
+) -> dict[str, AxisFit]:
+    """Fit axes that varied together, as a sum of their forms; arguments as of `fit_axis`, by name of the axis."""
+    y = np.asarray(loss, float)
+    x = {name: np.asarray(columns[name], float) for name in forms}
+    if not (len(y) and np.isfinite(y).all() and (y > 0).all()):
+        raise InputError("expected positive finite numbers, at least one", where="loss")
+    for name, form in forms.items():
+        if x[name].shape != y.shape:
+            raise InputError(f"{len(x[name])} rows, expected {len(y)}, one a loss", where=name)
+        form.check(x[name], name)
+        if len(np.unique(x[name])) < 3:
+            raise InputError(f"{len(np.unique(x[name]))} different values, expected at least 3", where=name)
+    coefficients = 1 + 2 * len(forms)
+    if len(y) <= coefficients:
+        raise InputError(f"{len(y)} runs, expected at least {coefficients + 1}", where="loss")
+
+    ranges = {name: (float(values.min()), float(values.max())) for name, values in x.items()}
+    design = np.column_stack([form.basis(x[name]) for name, form in forms.items()] + [np.ones_like(y)])
+    best, sampled, sd, error = _regress(design, y, noise, draws, np.random.default_rng(seed))
+    width = max(BAND, 1.96 * error / float(y.min()))
+
+    pairs = {name: slice(2 * i, 2 * i + 2) for i, name in enumerate(forms)}
+    least = {name: _least(form, best[None, pairs[name]], ranges[name])[0] for name, form in forms.items()}
+    sampled_least = {name: _least(form, sampled[:, pairs[name]], ranges[name]) for name, form in forms.items()}
+    total, sampled_total = best[-1] + sum(least.values()), sampled[:, -1] + sum(sampled_least.values())
+    fits = {}
+    for name, form in forms.items():
+        mine = np.append(best[pairs[name]], total - least[name])
+        theirs = np.column_stack([sampled[:, pairs[name]], sampled_total - sampled_least[name]])
+        fits[name] = AxisFit(
+            form=form,
+            coefficients=dict(zip("abc", map(float, mine), strict=True)),
+            range=ranges[name],
+            optimum=float(_optima(form, mine[None], ranges[name])[0]),
+            interval=interval(_optima(form, theirs, ranges[name])),
+            loss=float(total),
+            loss_interval=interval(sampled_total),
+            noise=sd / float(np.median(y)),
+            noise_width=width,
+            points=len(y),
+            draws=theirs,
+        )
+    return fits
+
+
+def _regress(
+    design: Array, y: Array, noise: float | None, draws: int, rng: np.random.Generator
+) -> tuple[Array, Array, float, float]:
+    """Huber regression: coefficients (k,), draws of them (s, k), residual sd, and the typical standard error of a
+    fitted value.
+    """
+    scale = np.abs(design).max(0)
+    X = design / scale
+    freedom = len(y) - X.shape[1]
+    weight = np.ones_like(y)
+    for _ in range(30):
+        root = np.sqrt(weight)
+        coefficients = np.linalg.lstsq(X * root[:, None], y * root, rcond=None)[0]
+        residual = np.abs(y - X @ coefficients)
+        sd = 1.48 * float(np.median(residual)) * np.sqrt(len(y) / freedom) + 1e-12 * float(np.abs(y).max())
+        before, weight = weight, np.minimum(1.0, HUBER * sd / np.maximum(residual, 1e-300))
+        if np.abs(weight - before).max() < 1e-6:
+            break
+    # the variance of Huber's estimator (Huber and Ronchetti, Robust Statistics, eq. 7.81): clipped residuals count as clipped
+    variance = float(((weight * residual) ** 2).sum() / freedom / np.mean(weight == 1) ** 2)
+    if noise is not None:
+        known = (noise * float(np.median(y))) ** 2
+        variance = (freedom * variance + NOISE_FREEDOM * known) / (freedom + NOISE_FREEDOM)
+        freedom += NOISE_FREEDOM
+    covariance = variance * np.linalg.pinv(X.T @ X, hermitian=True)
+    normal = rng.standard_normal((draws, len(coefficients))) @ _root(covariance).T
+    student = normal / np.sqrt(rng.chisquare(freedom, draws) / freedom)[:, None]
+    error = float(np.sqrt(np.mean(np.einsum("ij,jk,ik->i", X, covariance, X))))
+    return coefficients / scale, (coefficients + student) / scale, float(np.sqrt(variance)), error
+
+
+def _root(covariance: Array) -> Array:
+    """A square root of a covariance that may be singular."""
+    values, vectors = np.linalg.eigh(covariance)
+    return np.asarray(vectors * np.sqrt(np.maximum(values, 0)))
+
+
+def _optima(form: Form, coefficients: Array, bounds: tuple[float, float]) -> Array:
+    """Where each curve (s, 2 or 3) is least inside the bounds, (s,)."""
+    t = np.clip(form.optimum_t(coefficients[:, 0], coefficients[:, 1]), *form.t(bounds))
+    inner = form.x(t)
+    ends = form.basis(np.array(bounds)) @ coefficients[:, :2].T  # (2, s)
+    edge = np.where(ends[0] <= ends[1], bounds[0], bounds[1])
+    return np.where(np.isnan(t), edge, np.clip(inner, *bounds))
+
+
+def _least(form: Form, coefficients: Array, bounds: tuple[float, float]) -> Array:
+    """The least of ``a basis_1 + b basis_2`` inside the bounds for each (s, 2), (s,)."""
+    return np.asarray((form.basis(_optima(form, coefficients, bounds)) * coefficients[:, :2]).sum(1))
+
+
+def _edges(form: Form, coefficients: Array, bounds: tuple[float, float], width: float) -> tuple[Array, Array]:
+    """Both edges of the band of each curve (s, 3): on a grid over t, the crossings interpolated."""
+    t = np.linspace(form.t(bounds[0]), form.t(bounds[1]), GRID)
+    curve = coefficients[:, :2] @ form.basis(np.clip(form.x(t), *bounds)).T + coefficients[:, 2:]  # (s, g)
+    least = _least(form, coefficients, bounds) + coefficients[:, 2]
+    excess = curve - (least + width * np.abs(least))[:, None]
+    at = form.t(_optima(form, coefficients, bounds))
+    return form.x(_crossing(t, excess, at, -1)), form.x(_crossing(t, excess, at, 1))
+
+
+def _crossing(t: Array, excess: Array, start: Array, direction: Sequence[int] | int) -> Array:
+    """The first t in a direction from `start` (s,) at which `excess` (s, g) turns positive; the end where it does
+    not.
+    """
+    if direction == -1:
+        return -_crossing(-t[::-1], excess[:, ::-1], -start, 1)
+    beyond = (excess > 0) & (t > start[:, None])
+    index = np.where(beyond.any(1), beyond.argmax(1), len(t))
+    inner = np.clip(index, 1, len(t) - 1)
+    rows = np.arange(len(excess))
+    low, high = excess[rows, inner - 1], excess[rows, inner]
+    with np.errstate(all="ignore"):
+        share = np.where(low < 0, -low / (high - low), 0.0)
+    crossed = t[inner - 1] + share * (t[inner] - t[inner - 1])
+    return np.asarray(np.where(index < len(t), np.maximum(crossed, start), t[-1]))
