@@ -1,0 +1,167 @@
+"""What a space says about the structural dimensions: which are fixed, which are free, and in what steps."""
+
+from __future__ import annotations
+
+import itertools
+from fractions import Fraction
+from typing import Annotated, Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PositiveInt, model_validator
+
+__all__ = ["CHOICES", "Choices", "DenseWidth", "Dimensions", "Range", "Scale", "Width"]
+
+Integers = NDArray[np.int64]
+
+CHOICES = ("n_heads", "queries_per_kv_head", "d_head", "n_experts", "top_k", "n_shared_experts")
+"""The dimensions that take one of a list of values; every combination of them is solved by itself."""
+
+
+class Frozen(BaseModel):
+    """A value read from a file: immutable, and a key that it does not know is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+def _as_tuple(value: Any) -> Any:
+    return (value,) if isinstance(value, int) and not isinstance(value, bool) else value
+
+
+def _distinct(values: tuple[int, ...]) -> tuple[int, ...]:
+    if not values or len(set(values)) < len(values):
+        raise ValueError("expected one or more distinct integers")
+    return values
+
+
+Choices = Annotated[tuple[PositiveInt, ...], BeforeValidator(_as_tuple), Field(min_length=1)]
+"""One value, or a list of them; the first is the one that phases 0 and 1 use."""
+
+
+class Range(Frozen):
+    """A whole number from `low` to `high`, both included."""
+
+    low: int = Field(ge=0)
+    high: int = Field(ge=0)
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Range:
+        if self.low > self.high:
+            raise ValueError(f"low = {self.low} is above high = {self.high}")
+        return self
+
+
+class Width(Range):
+    """A width in features: a multiple of `multiple` from `low` to `high`."""
+
+    low: int = Field(default=1, ge=1)
+    high: int = Field(default=1 << 20, ge=1)
+    multiple: PositiveInt = 1
+
+
+class DenseWidth(Frozen):
+    """The width of dense feed-forward blocks: `ratio` times d_model, rounded to the nearest `multiple`, or, without a
+    ratio, any multiple from `low` to `high`."""
+
+    ratio: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    low: PositiveInt | None = None
+    high: PositiveInt | None = None
+    multiple: PositiveInt = 1
+
+    @model_validator(mode="after")
+    def _either(self) -> DenseWidth:
+        if (self.ratio is None) == (self.low is None) or (self.low is None) != (self.high is None):
+            raise ValueError("expected either a ratio, or low and high")
+        if self.low is not None and self.high is not None and self.low > self.high:
+            raise ValueError(f"low = {self.low} is above high = {self.high}")
+        return self
+
+    @property
+    def bounds(self) -> tuple[int, int]:
+        """`low` and `high` of a free width."""
+        return self.low or 1, self.high or 1
+
+    @property
+    def fraction(self) -> Fraction:
+        """The ratio as it is written, exactly."""
+        return Fraction(str(self.ratio))
+
+    def of(self, d_model: Integers) -> Integers:
+        """The width at each d_model, for a fixed ratio: nearest multiple, halves up, at least one multiple."""
+        up, down, step = self.fraction.numerator, self.fraction.denominator, self.multiple
+        steps = (2 * up * d_model + down * step) // (2 * down * step)
+        return np.asarray(np.maximum(steps, 1) * step, dtype=np.int64)
+
+
+class Dimensions(Frozen):
+    """The structural dimensions of a space, those of phase 1 first where several values are listed.
+
+    Attributes:
+        queries_per_kv_head: n_heads / n_kv_heads.
+        n_layers: Layers of both kinds together.
+    """
+
+    d_model: Width
+    d_expert: Width
+    d_dense: DenseWidth
+    n_layers: Range = Range(low=1, high=1000)
+    n_dense_layers: Range = Range(low=0, high=1000)
+    n_moe_layers: Range = Range(low=1, high=1000)
+    n_heads: Choices
+    queries_per_kv_head: Choices = (1,)
+    d_head: Choices
+    n_experts: Choices
+    top_k: Choices
+    n_shared_experts: Annotated[tuple[int, ...], BeforeValidator(_as_tuple), Field(min_length=1)] = (0,)
+    context_length: PositiveInt
+    vocab_size: PositiveInt
+    tied_embeddings: bool = False
+    qk_norm: bool = True
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Dimensions:
+        for name in CHOICES:
+            _distinct(getattr(self, name))
+        if min(self.n_shared_experts) < 0:
+            raise ValueError(f"n_shared_experts: {min(self.n_shared_experts)}, expected at least 0")
+        if self.n_moe_layers.low < 1:
+            raise ValueError("n_moe_layers: low = 0, expected at least 1: without experts N = Na")
+        if min(self.top_k) > max(self.n_experts):
+            raise ValueError(f"top_k: {min(self.top_k)}, expected at most n_experts = {max(self.n_experts)}")
+        if not any(heads % group == 0 for heads in self.n_heads for group in self.queries_per_kv_head):
+            raise ValueError(f"queries_per_kv_head: {self.queries_per_kv_head}, expected divisors of n_heads")
+        return self
+
+    @property
+    def free(self) -> tuple[str, ...]:
+        """The dimensions with more than one value, in the order of `CHOICES`."""
+        return tuple(name for name in CHOICES if len(getattr(self, name)) > 1)
+
+    def combinations(self, *, first: bool = False) -> dict[str, Integers]:
+        """Every combination of the listed values that is an architecture, (n,) for each of `CHOICES`, and
+        `n_kv_heads`; with `first` only that of the first values."""
+        lists = [getattr(self, name)[:1] if first else sorted(getattr(self, name)) for name in CHOICES]
+        table = np.array(list(itertools.product(*lists)), dtype=np.int64).reshape(-1, len(CHOICES))
+        columns = dict(zip(CHOICES, table.T, strict=True))
+        valid = (columns["n_heads"] % columns["queries_per_kv_head"] == 0) & (columns["top_k"] <= columns["n_experts"])
+        columns["n_kv_heads"] = columns["n_heads"] // columns["queries_per_kv_head"]
+        return {name: column[valid] for name, column in columns.items()}
+
+
+class Scale(Frozen):
+    """What changes with scale: values that replace those of `[dimensions]` from `compute` on, until the next.
+
+    Attributes:
+        compute: The scale, in FLOPs: it begins where flops_per_token is what the allocation law gives at this compute.
+    """
+
+    compute: float = Field(ge=0, allow_inf_nan=False)
+    n_heads: Choices | None = None
+    queries_per_kv_head: Choices | None = None
+    d_head: Choices | None = None
+    context_length: PositiveInt | None = None
+
+    @property
+    def changes(self) -> dict[str, Any]:
+        """The replaced dimensions and their values."""
+        return {name: value for name, value in self if name != "compute" and value is not None}

@@ -1,0 +1,287 @@
+"""Phases: the reduced coordinates that Optuna sees, and the architectures that they mean."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from moe_optuna.architecture import MoEArchitecture
+from moe_optuna.errors import InputError
+from moe_optuna.space._axis import Axis
+from moe_optuna.space._choose import at_width, nearest_each
+from moe_optuna.space._closed_form import ClosedForm
+from moe_optuna.space._lattice import Lattice
+from moe_optuna.space._solve import Bands, Columns, counts
+from moe_optuna.triad import Tolerances, Triad
+
+if TYPE_CHECKING:
+    from optuna.distributions import BaseDistribution
+    from optuna.trial import BaseTrial
+
+    from moe_optuna.space._space import SearchSpace
+
+__all__ = ["Phase"]
+
+Floats = NDArray[np.float64]
+
+REACH = 0.1
+"""How far from an architecture a point may lie to mean it, as a share of each axis's range."""
+
+_ATTRIBUTES = (
+    "d_model", "n_dense_layers", "n_moe_layers", "n_heads", "d_expert", "n_experts", "top_k", "n_shared_experts",
+    "flops_per_token", "active_params", "total_params",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Phase:
+    """One search of a budget: axes, and the architectures that may be proposed, each at its exact coordinates.
+
+    Attributes:
+        number: 0 allocation, 1 compute density and expansion ratio, 2 width and what else is free.
+        compute: The budget C in FLOPs.
+        triad: The locked triad in phase 2, else None.
+        axes: The Optuna parameters; the same at every budget.
+        lattice: What the phase may propose: one architecture for each coordinate.
+        coordinates: (len(lattice), len(axes)), the coordinates of each architecture.
+        targets: (len(lattice), 3), the M, Na and N that each is held to.
+    """
+
+    space: SearchSpace
+    number: Literal[0, 1, 2]
+    compute: float
+    triad: Triad | None
+    axes: tuple[Axis, ...]
+    lattice: Lattice
+    coordinates: Floats
+    targets: Floats
+    tolerances: Tolerances
+
+    @property
+    def name(self) -> str:
+        """`phase-0`, `phase-1` or `phase-2`."""
+        return f"phase-{self.number}"
+
+    def study_name(self, search: str) -> str:
+        """The name of this phase's study in a search."""
+        return f"{search}/{self.compute:.3g}/{self.name}"
+
+    @cached_property
+    def unit(self) -> Floats:
+        """The coordinates scaled to [0, 1], (len(lattice), len(axes))."""
+        columns = [axis.to_unit(self.coordinates[:, i]) for i, axis in enumerate(self.axes)]
+        return np.clip(np.stack(columns, axis=1), 0, 1)
+
+    @property
+    def distributions(self) -> dict[str, BaseDistribution]:
+        """The Optuna distribution of each axis."""
+        return {axis.name: axis.distribution for axis in self.axes}
+
+    def params(self, index: int) -> dict[str, float | int]:
+        """The parameters that mean an architecture of the lattice."""
+        return {
+            axis.name: int(value) if axis.choices else float(value)
+            for axis, value in zip(self.axes, self.coordinates[index], strict=True)
+        }
+
+    def index(self, params: Mapping[str, float | int]) -> int | None:
+        """The architecture that parameters mean: the nearest on the continuous axes among those that agree on the
+        discrete ones; ``None`` where it is further than `REACH` on some axis.
+
+        Raises:
+            InputError: Where a parameter of an axis is missing.
+        """
+        if missing := [axis.name for axis in self.axes if axis.name not in params]:
+            raise InputError(f"missing {', '.join(missing)}, expected a value for each axis", where=self.name)
+        point = [params[axis.name] for axis in self.axes]
+        if not all(axis.contains(value) for axis, value in zip(self.axes, point, strict=True)):
+            return None
+        offsets = np.abs(self.unit - [float(axis.to_unit(v)) for axis, v in zip(self.axes, point, strict=True)])
+        discrete = np.array([bool(axis.choices) for axis in self.axes])
+        near = np.flatnonzero((offsets <= np.where(discrete, 0, REACH)).all(axis=1))
+        if not len(near):
+            return None
+        exact = (self.coordinates[near] == np.array(point, dtype=float)).all(axis=1)
+        return int(near[np.argmin(np.where(exact, -1, (offsets[near] ** 2).sum(axis=1)))])
+
+    def suggest(self, trial: BaseTrial) -> MoEArchitecture:
+        """Ask a trial for its coordinates and answer with their architecture, whose dimensions and counts become user
+        attributes.
+
+        Raises:
+            optuna.TrialPruned: Where no architecture is near; the user attribute `infeasible` says why.
+        """
+        import optuna
+
+        params: dict[str, Any] = {}
+        for axis in self.axes:
+            if axis.choices:
+                params[axis.name] = trial.suggest_categorical(axis.name, axis.choices)
+            else:
+                params[axis.name] = trial.suggest_float(axis.name, axis.low, axis.high, log=axis.log)
+        index = self.index(params)
+        if index is None:
+            reason = self.why_not(params)
+            trial.set_user_attr("infeasible", reason)
+            raise optuna.TrialPruned(reason)
+        for name in _ATTRIBUTES:
+            trial.set_user_attr(name, int(self.lattice.arrays[name][index]))
+        return self.lattice[index]
+
+    def why_not(self, params: Mapping[str, float | int]) -> str:
+        """Why parameters mean no architecture, and which would, in one line."""
+        point = ", ".join(f"{axis.name} = {params[axis.name]:.6g}" for axis in self.axes)
+        if outside := [axis.name for axis in self.axes if not axis.contains(params[axis.name])]:
+            return f"{point}: {outside[0]} is outside its range"
+        unit = np.array([float(axis.to_unit(params[axis.name])) for axis in self.axes])
+        nearest = int(np.argmin(((self.unit - unit) ** 2).sum(axis=1)))
+        feasible = ", ".join(f"{name} = {value:.6g}" for name, value in self.params(nearest).items())
+        return f"{point}: no architecture near; nearest feasible: {feasible}"
+
+    def tokens(self, architecture: MoEArchitecture) -> int:
+        """Tokens that use up the budget: D = C / M of the architecture itself, to the nearest."""
+        return max(round(self.compute / architecture.non_embedding.flops_per_token), 1)
+
+    def triad_of(self, architecture: MoEArchitecture | int) -> Triad:
+        """The triad that an architecture of the lattice is held to."""
+        index = architecture if isinstance(architecture, int) else self.lattice.index(architecture)
+        flops, active, total = (float(target) for target in self.targets[index])
+        return Triad(flops, active, total, self.tolerances)
+
+    def __repr__(self) -> str:
+        axes = ", ".join(axis.name for axis in self.axes)
+        return f"<{self.name} at {self.compute:.3g} FLOPs: {axes}; {len(self.lattice)} architectures>"
+
+
+def _grid(low: float, high: float, half: float) -> Floats:
+    """Centres of cells of relative half-width `half` that cover low to high without a gap."""
+    ratio = math.log((1 + half) / (1 - half))
+    count = max(math.ceil(math.log(high / low) / ratio - 1e-9), 1)
+    return np.asarray(low * np.exp(ratio * (np.arange(count) + 0.5)))
+
+
+def _cells(space: SearchSpace, targets: Floats, tolerances: Tolerances) -> tuple[Columns, Floats]:
+    """One architecture for each of the targets (n, 3) that has any, at its proxy width: the median of the feasible
+    d_model, which is the middle of the closed form's interval. Returns dimensions and targets, (m,) and (m, 3)."""
+    relative = (tolerances.flops_per_token, tolerances.active_params, tolerances.total_params)
+    problem, pairs = space.problem(targets, Bands.around(targets, relative), first=True)
+    aim = targets[pairs["target"]]
+    low, high = _interval(space, aim, problem.combinations)
+    columns = at_width(problem, aim, (low + high) / 2)
+    if not columns:
+        return {}, targets[:0]
+    pair = columns.pop("pair")
+    return columns, aim[pair]
+
+
+def _interval(space: SearchSpace, targets: Floats, combinations: Columns) -> tuple[Floats, Floats]:
+    """The feasible d_model of each target (n, 3) with its combination, in real numbers."""
+    form = ClosedForm.of(targets, combinations)
+    d = space.dimensions
+    # A free dense width is taken at the ratio at which a block has the shape of the paper's.
+    return form.interval(d.d_dense.ratio or 3.0, n_dense_layers=d.n_dense_layers.low, n_moe_layers=d.n_moe_layers.low)
+
+
+def _distinct(coordinates: Floats, deviation: Floats, keep: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """Of the rows to keep, the one with the smallest deviation at each coordinate, in the order of coordinates."""
+    rows = np.flatnonzero(keep)
+    rows = rows[np.argsort(deviation[rows], kind="stable")]
+    return rows[np.unique(coordinates[rows], axis=0, return_index=True)[1]]
+
+
+def phase_zero(space: SearchSpace, compute: float, compute_density: float, expansion_ratio: float) -> Phase:
+    """See `SearchSpace.phase_zero`."""
+    law = space.allocation(compute).flops_per_token
+    axis = Axis("allocation", *space.axes.allocation, log=True)
+    flops = law * _grid(axis.low, axis.high, space.tolerances.flops_per_token)
+    active = flops / compute_density
+    targets = np.stack([flops, active, active * expansion_ratio], axis=1)
+    columns, aim = _cells(space, targets, space.tolerances)
+    if not columns:
+        raise InputError(f"no architecture at compute_density {compute_density:.4g}, expansion_ratio "
+                         f"{expansion_ratio:.4g}", where=f"phase 0 of {space.name} at {compute:.3g} FLOPs")  # fmt: skip
+    coordinates = (counts(columns)["flops_per_token"] / law)[:, None]
+    return _phase(space, 0, compute, None, (axis,), columns, coordinates, aim, space.tolerances)
+
+
+def phase_one(space: SearchSpace, compute: float, flops_per_token: float) -> Phase:
+    """See `SearchSpace.phase_one`."""
+    axes = (
+        Axis("compute_density", *space.axes.compute_density, log=True, pole=6.0),
+        Axis("expansion_ratio", *space.axes.expansion_ratio, log=True),
+    )
+    tolerances, resolution = space.tolerances, space.axes.resolution or 1.0
+    cell = Tolerances(
+        tolerances.flops_per_token,
+        min(tolerances.active_params, resolution),
+        min(tolerances.total_params, resolution),
+    )
+    density, expansion = np.meshgrid(
+        _grid(axes[0].low, axes[0].high, cell.active_params),
+        _grid(axes[1].low, axes[1].high, cell.total_params),
+        indexing="ij",
+    )
+    active = flops_per_token / density.ravel()
+    targets = np.stack([np.full_like(active, flops_per_token), active, active * expansion.ravel()], axis=1)
+    columns, aim = _cells(space, targets, cell)
+    if not columns:
+        raise InputError(f"no architecture with flops_per_token {flops_per_token:.4g} and the axes' coordinates",
+                         where=f"phase 1 of {space.name} at {compute:.3g} FLOPs")  # fmt: skip
+    count = counts(columns)
+    coordinates = np.stack(
+        [count["flops_per_token"] / count["active_params"], count["total_params"] / count["active_params"]], axis=1
+    )
+    return _phase(space, 1, compute, None, axes, columns, coordinates, aim, cell)
+
+
+def phase_two(space: SearchSpace, triad: Triad, compute: float) -> Phase:
+    """See `SearchSpace.phase_two`.
+
+    `width` is the position of log d_model in the interval of the closed form at the architecture's own combination of
+    the discrete dimensions, widened at both ends by the tolerance of Na; what lies beyond meets the triad by its
+    tolerance only and is left out.
+    """
+    dimensions = space.at(triad.flops_per_token)
+    axes = (Axis("width"), *(Axis(n, choices=tuple(sorted(getattr(dimensions, n)))) for n in dimensions.free))
+    targets = np.array([list(triad.targets.values())])
+    problem, pairs = space.problem(targets, Bands.of(triad))
+    aim = targets[pairs["target"]]
+    low, high = _interval(space, aim, problem.combinations)
+    columns = nearest_each(problem, aim, ["pair", "d_model"])
+    if not columns:
+        raise InputError(f"no architecture meets {triad}", where=f"phase 2 of {space.name} at {compute:.3g} FLOPs")
+    pair = columns.pop("pair")
+    slack = triad.tolerances.active_params
+    low, high = (low * (1 - slack))[pair], (high * (1 + slack))[pair]
+    width = np.log(columns["d_model"] / low) / np.log(high / low)
+    freed = [problem.combinations[name][pair] for name in dimensions.free]
+    coordinates = np.stack([width, *freed], axis=1).astype(float)
+    return _phase(space, 2, compute, triad, axes, columns, coordinates, aim[pair], triad.tolerances)
+
+
+def _phase(
+    space: SearchSpace,
+    number: Literal[0, 1, 2],
+    compute: float,
+    triad: Triad | None,
+    axes: tuple[Axis, ...],
+    columns: Columns,
+    coordinates: Floats,
+    targets: Floats,
+    tolerances: Tolerances,
+) -> Phase:
+    """The phase over those architectures that lie on all axes."""
+    keep = np.ones(len(coordinates), dtype=bool)
+    for i, axis in enumerate(axes):
+        if not axis.choices:
+            keep &= (coordinates[:, i] >= axis.low) & (coordinates[:, i] <= axis.high)
+    deviation = np.stack(list(counts(columns).values()), axis=1) / targets - 1
+    rows = _distinct(coordinates, (deviation**2).sum(axis=1), keep)
+    lattice = Lattice(space.dimensions, columns={name: column[rows] for name, column in columns.items()})
+    return Phase(space, number, compute, triad, axes, lattice, coordinates[rows], targets[rows], tolerances)

@@ -1,0 +1,343 @@
+"""`SearchSpace`: what is searched, as a value that reads from and writes to TOML."""
+
+from __future__ import annotations
+
+import tomllib
+from functools import cached_property
+from math import lcm
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BeforeValidator, Field, NonNegativeInt, PositiveFloat, ValidationError, model_validator
+
+from moe_optuna.errors import InputError, did_you_mean
+from moe_optuna.space._dimensions import Dimensions, Frozen, Scale
+from moe_optuna.space._infrastructure import Infrastructure
+from moe_optuna.space._lattice import Lattice
+from moe_optuna.space._solve import Bands, Columns, Problem
+from moe_optuna.space._toml import dumps
+from moe_optuna.triad import Budget, Tolerances, Triad
+
+if TYPE_CHECKING:
+    from moe_optuna.space._phase import Phase
+
+__all__ = ["AllocationLaw", "Axes", "Reference", "SearchPlan", "SearchSpace"]
+
+_FOLDERS = (Path(__file__).parents[1] / "search_spaces", Path(__file__).parents[2] / "search_spaces")
+_LEAST = {"allocation": 0.0, "compute_density": 6.0, "expansion_ratio": 1.0}
+
+Interval = tuple[PositiveFloat, PositiveFloat]
+
+
+class AllocationLaw(Frozen):
+    """``M = coefficient * C ** exponent``, in FLOPs per token."""
+
+    coefficient: PositiveFloat
+    exponent: float = Field(gt=0, lt=1)
+
+    def flops_per_token(self, compute: float) -> float:
+        """M at a compute budget."""
+        return float(self.coefficient * compute**self.exponent)
+
+    def compute(self, flops_per_token: float) -> float:
+        """The budget whose M this is."""
+        return float((flops_per_token / self.coefficient) ** (1 / self.exponent))
+
+
+class Axes(Frozen):
+    """Ranges of the coordinates of phases 0 and 1, the same at every budget.
+
+    Attributes:
+        allocation: M over the allocation law's M.
+        resolution: Half the relative size of a cell of phase 1 in Na and in N; by default, and at most, their
+            tolerances.
+    """
+
+    allocation: Interval = (0.125, 8.0)
+    compute_density: Interval
+    expansion_ratio: Interval
+    resolution: float | None = Field(default=None, gt=0, lt=1)
+
+    @model_validator(mode="after")
+    def _inside(self) -> Axes:
+        for name, least in _LEAST.items():
+            low, high = getattr(self, name)
+            if not least < low < high < float("inf"):
+                raise ValueError(f"{name}: [{low:g}, {high:g}], expected {least:g} < low < high")
+        return self
+
+
+class Reference(Frozen):
+    """Where phase 0 holds the other coordinates."""
+
+    compute_density: float = Field(gt=6, allow_inf_nan=False)
+    expansion_ratio: float = Field(gt=1, allow_inf_nan=False)
+
+
+def _as_tuple(value: Any) -> Any:
+    return (value,) if isinstance(value, int) and not isinstance(value, bool) else value
+
+
+Trials = Annotated[tuple[NonNegativeInt, ...], BeforeValidator(_as_tuple), Field(min_length=1)]
+
+
+class SearchPlan(Frozen):
+    """Trials per phase; one number for every budget, or a list with one for each.
+
+    Attributes:
+        zero, one, two: Trials of each phase.
+        repeats: Trainings of a budget's best architecture with other seeds, which measure the noise.
+    """
+
+    zero: Trials = (0,)
+    one: Trials = (16,)
+    two: Trials = (12,)
+    repeats: Trials = (2,)
+
+    def trials(self, phase: Literal[0, 1, 2], step: int) -> int:
+        """Trials of a phase at a step of the ladder."""
+        return _at((self.zero, self.one, self.two)[phase], step)
+
+    def repeated(self, step: int) -> int:
+        """Repeats at a step of the ladder."""
+        return _at(self.repeats, step)
+
+
+def _at(numbers: tuple[int, ...], step: int) -> int:
+    return numbers[0] if len(numbers) == 1 else numbers[step]
+
+
+class SearchSpace(Frozen):
+    """A search: the ladder of budgets, the dimensions and their steps, tolerances, rules and trial counts.
+
+    Attributes:
+        budgets: The ladder in FLOPs, ascending.
+        target: The budget that the blueprint is for, at least ten times the largest of the ladder.
+        allocation_law: How a budget divides into M and D before phase 0 corrects it.
+        scale: Dimensions that change with scale.
+        training: The `[training]` table as it stands.
+    """
+
+    format: Literal[1] = 1
+    name: str = Field(min_length=1)
+    budgets: tuple[PositiveFloat, ...] = Field(min_length=1)
+    target: PositiveFloat
+    allocation_law: AllocationLaw
+    reference: Reference
+    axes: Axes
+    tolerances: Tolerances = Tolerances()
+    dimensions: Dimensions
+    scale: tuple[Scale, ...] = ()
+    infrastructure: Infrastructure = Infrastructure()
+    search: SearchPlan = SearchPlan()
+    training: dict[str, Any] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> SearchSpace:
+        if list(self.budgets) != sorted(set(self.budgets)):
+            raise ValueError(f"budgets: {list(self.budgets)}, expected ascending")
+        if self.target < 10 * self.budgets[-1]:
+            raise ValueError(f"target: {self.target:g}, expected at least 10 times the largest budget")
+        if [step.compute for step in self.scale] != sorted({step.compute for step in self.scale}):
+            raise ValueError("scale: expected ascending compute")
+        for name in ("zero", "one", "two", "repeats"):
+            if len(getattr(self.search, name)) not in (1, len(self.budgets)):
+                raise ValueError(f"search.{name}: expected one number, or one for each of {len(self.budgets)} budgets")
+        for step in self.scale:
+            for name, values in step.changes.items():
+                if name in self.dimensions.free or (isinstance(values, tuple) and len(values) > 1):
+                    raise ValueError(f"scale: {name} changes with scale and is free, expected either")
+            _replace(self.dimensions, step)
+        experts, active, shared = (getattr(self.dimensions, n)[0] for n in ("n_experts", "top_k", "n_shared_experts"))
+        limit = (experts + shared) / (active + shared)
+        for where, value in (("axes", self.axes.expansion_ratio[1]), ("reference", self.reference.expansion_ratio)):
+            if value > limit:
+                raise ValueError(
+                    f"{where}.expansion_ratio: {value:g}, expected at most "
+                    f"(n_experts + shared) / (top_k + shared) = {limit:.4g}"
+                )
+        return self
+
+    # ------------------------------------------------------------------ files
+
+    @classmethod
+    def load(cls, name_or_path: str | Path) -> SearchSpace:
+        """A ready space by name (`cpu`, `lab`, `holistic`), or a file.
+
+        Raises:
+            InputError: Where there is none, or what is wrong in it, in one line.
+        """
+        path = Path(name_or_path)
+        if not path.suffix and len(path.parts) == 1:
+            ready = {file.stem: file for folder in reversed(_FOLDERS) for file in sorted(folder.glob("*.toml"))}
+            if str(path) in ready:
+                path = ready[str(path)]
+            elif not path.is_file():
+                hint = did_you_mean(str(path), ready) or f"; expected {', '.join(ready)} or the path of a file"
+                raise InputError(f"no such search space{hint}", where=path)
+        try:
+            text = path.read_text(encoding="utf-8")
+        except OSError as error:
+            raise InputError(error.strerror or "cannot be read", where=path) from None
+        except UnicodeDecodeError:
+            raise InputError("not a text file, expected TOML", where=path) from None
+        return cls.from_toml(text, where=path)
+
+    @classmethod
+    def from_toml(cls, text: str, *, where: object = "search space") -> SearchSpace:
+        """Read TOML.
+
+        Raises:
+            InputError: What is wrong, in one line that begins with `where`.
+        """
+        try:
+            data = tomllib.loads(text)
+        except tomllib.TOMLDecodeError as error:
+            raise InputError(f"not TOML: {error}", where=where) from None
+        return cls.from_dict(data, where=where)
+
+    @classmethod
+    def from_dict(cls, data: Any, *, where: object = "search space") -> SearchSpace:
+        """The inverse of `to_dict`.
+
+        Raises:
+            InputError: As `from_toml`.
+        """
+        if not isinstance(data, dict):
+            raise InputError(f"{type(data).__name__}, expected a table", where=where)
+        if data.get("format") != 1:
+            raise InputError(f"format = {data.get('format')!r}, expected format = 1", where=where)
+        try:
+            return cls.model_validate(data)
+        except ValidationError as error:
+            raise InputError(_one_line(error), where=where) from None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data that `from_dict` reads back, fit for JSON."""
+        return self.model_dump(mode="json", exclude_none=True)
+
+    def to_toml(self) -> str:
+        """TOML that `from_toml` reads back."""
+        return dumps(self.to_dict())
+
+    def save(self, path: str | Path) -> None:
+        """Write as TOML."""
+        Path(path).write_text(self.to_toml(), encoding="utf-8")
+
+    # ------------------------------------------------------------------ the problem
+
+    def allocation(self, compute: float) -> Budget:
+        """A budget's M and D by the allocation law."""
+        budget = Budget(compute, 1.0)
+        return Budget(compute, self.allocation_law.flops_per_token(budget.compute))
+
+    def triad(self, flops_per_token: float, compute_density: float, expansion_ratio: float) -> Triad:
+        """A triad at the coordinates of phase 1, with the space's tolerances."""
+        return Triad.at(flops_per_token, compute_density, expansion_ratio, self.tolerances)
+
+    def at(self, flops_per_token: float) -> Dimensions:
+        """The dimensions at the scale of an M, with the multiples that the infrastructure demands."""
+        scale = int(self._scale_of(np.array([flops_per_token]))[0])
+        return self._scales[scale]
+
+    def _scale_of(self, flops_per_token: NDArray[np.float64]) -> NDArray[np.int64]:
+        """Which scale each M belongs to: 0 for `[dimensions]` as they stand, i for the i-th `[[scale]]`."""
+        starts = [self.allocation_law.flops_per_token(step.compute) for step in self.scale]
+        # An M that was computed from a scale's own compute belongs to it, whatever the last bit says.
+        return np.searchsorted(starts, flops_per_token * (1 + 1e-9), side="right").astype(np.int64)
+
+    @cached_property
+    def _scales(self) -> tuple[Dimensions, ...]:
+        multiple = self.infrastructure.width_multiple
+        widths = {
+            name: getattr(self.dimensions, name).model_copy(
+                update={"multiple": lcm(getattr(self.dimensions, name).multiple, multiple)}
+            )
+            for name in ("d_model", "d_expert", "d_dense")
+        }
+        base = self.dimensions.model_copy(update=widths)
+        return (base, *(_replace(base, step) for step in self.scale))
+
+    def problem(self, targets: NDArray[np.float64], bands: Bands, *, first: bool = False) -> tuple[Problem, Columns]:
+        """What to solve for targets (n, 3) of M, Na and N: every allowed combination with each of the bands.
+
+        Returns:
+            The problem and, for each of its pairs, `target`: the row of the target.
+        """
+        pieces: list[Columns] = []
+        scales = self._scale_of(targets[:, 0])
+        for scale in np.unique(scales):
+            dimensions = self._scales[scale]
+            combinations = self.infrastructure.allowed(dimensions.combinations(first=first))
+            rows = np.flatnonzero(scales == scale)
+            size = len(combinations["n_heads"])
+            piece = {name: np.tile(column, len(rows)) for name, column in combinations.items()}
+            piece["context_length"] = np.full(size * len(rows), dimensions.context_length, dtype=np.int64)
+            pieces.append(piece | {"target": np.repeat(rows, size)})
+        columns = {name: np.concatenate([piece[name] for piece in pieces]) for name in pieces[0]}
+        rows = columns.pop("target")
+        problem = Problem(columns, bands[rows], self._scales[0], self.infrastructure.pipeline_stages)
+        return problem, {"target": rows}
+
+    def lattice(self, triad: Triad) -> Lattice:
+        """Every architecture that meets the triad and the space's rules."""
+        targets = np.array([list(triad.targets.values())])
+        return Lattice(self._scales[0], problem=self.problem(targets, Bands.of(triad))[0])
+
+    def phase_zero(
+        self, compute: float, *, compute_density: float | None = None, expansion_ratio: float | None = None
+    ) -> Phase:
+        """The allocation of a budget: M around the law's, at these coordinates or the space's reference."""
+        from moe_optuna.space._phase import phase_zero
+
+        reference = self.reference
+        return phase_zero(
+            self, compute, compute_density or reference.compute_density, expansion_ratio or reference.expansion_ratio
+        )
+
+    def phase_one(self, compute: float, *, flops_per_token: float | None = None) -> Phase:
+        """Compute density and expansion ratio at the proxy width, for an M or the allocation law's."""
+        from moe_optuna.space._phase import phase_one
+
+        return phase_one(self, compute, flops_per_token or self.allocation(compute).flops_per_token)
+
+    def phase_two(self, triad: Triad, *, compute: float | None = None) -> Phase:
+        """Width and the other freed dimensions with the triad locked, at a compute or that whose M the triad has."""
+        from moe_optuna.space._phase import phase_two
+
+        return phase_two(self, triad, compute or self.allocation_law.compute(triad.flops_per_token))
+
+
+def _replace(dimensions: Dimensions, step: Scale) -> Dimensions:
+    """The dimensions at a scale, checked like those of the file."""
+    return Dimensions.model_validate(dimensions.model_dump() | step.changes)
+
+
+def _one_line(error: ValidationError) -> str:
+    """The first complaint of a validation, as key, value and what was expected."""
+    first = error.errors(include_url=False)[0]
+    path = [str(part) for part in first["loc"]]
+    if first["type"] == "extra_forbidden":
+        known = _keys(SearchSpace, path[:-1])
+        table = f" in [{'.'.join(path[:-1])}]" if path[:-1] else ""
+        return f"unknown key {path[-1]!r}{table}{did_you_mean(path[-1], known)}"
+    where = ".".join(path)
+    if first["type"] == "missing":
+        return f"missing key {where!r}"
+    message = first["msg"].removeprefix("Value error, ")
+    if first["type"] == "value_error":
+        return f"{where}: {message}" if where else message
+    return f"{where} = {first['input']!r}: {message[0].lower()}{message[1:]}"
+
+
+def _keys(model: Any, path: list[str]) -> list[str]:
+    """The keys that a table of the file may have."""
+    for part in path:
+        if part.isdigit():
+            continue
+        model = model.model_fields[part].annotation
+        arguments = [kind for kind in getattr(model, "__args__", ()) if hasattr(kind, "model_fields")]
+        model = arguments[0] if arguments else model
+    return list(getattr(model, "model_fields", None) or getattr(model, "__dataclass_fields__", {}))
