@@ -31,7 +31,7 @@ from numpy.typing import ArrayLike, NDArray
 from moe_optuna.errors import InputError
 from moe_optuna.laws.band import BAND, Band, interval
 
-__all__ = ["AxisFit", "Form", "fit_axes", "fit_axis"]
+__all__ = ["AxisFit", "AxisForm", "fit_axes", "fit_axis"]
 
 Array = NDArray[np.float64]
 FormName = Literal["pole_linear", "two_pole", "quadratic_log"]
@@ -42,7 +42,7 @@ GRID = 257
 
 
 @dataclass(frozen=True)
-class Form:
+class AxisForm:
     """One of the three forms over an axis.
 
     Attributes:
@@ -114,7 +114,7 @@ class AxisFit:
         draws: Draws of the coefficients, (s, 3).
     """
 
-    form: Form
+    form: AxisForm
     coefficients: Mapping[str, float]
     range: tuple[float, float]
     optimum: float
@@ -177,7 +177,7 @@ class AxisFit:
 
 
 def fit_axis(
-    form: FormName | Form,
+    form: FormName | AxisForm,
     x: ArrayLike,
     loss: ArrayLike,
     *,
@@ -199,12 +199,12 @@ def fit_axis(
     Raises:
         InputError: On fewer than four runs, fewer than three different values, or values outside the form's domain.
     """
-    chosen = form if isinstance(form, Form) else Form(form, pole)
+    chosen = form if isinstance(form, AxisForm) else AxisForm(form, pole)
     return fit_axes({"x": chosen}, {"x": x}, loss, noise=noise, draws=draws, seed=seed)["x"]
 
 
 def fit_axes(
-    forms: Mapping[str, Form],
+    forms: Mapping[str, AxisForm],
     columns: Mapping[str, ArrayLike],
     loss: ArrayLike,
     *,
@@ -274,7 +274,7 @@ def _regress(
         before, weight = weight, np.minimum(1.0, HUBER * sd / np.maximum(residual, 1e-300))
         if np.abs(weight - before).max() < 1e-6:
             break
-    # the variance of Huber's estimator (Huber and Ronchetti, Robust Statistics, eq. 7.81): clipped residuals count as clipped
+    # the variance of Huber's estimator (Huber and Ronchetti, Robust Statistics, eq. 7.81)
     variance = float(((weight * residual) ** 2).sum() / freedom / np.mean(weight == 1) ** 2)
     if noise is not None:
         known = (noise * float(np.median(y))) ** 2
@@ -293,7 +293,7 @@ def _root(covariance: Array) -> Array:
     return np.asarray(vectors * np.sqrt(np.maximum(values, 0)))
 
 
-def _optima(form: Form, coefficients: Array, bounds: tuple[float, float]) -> Array:
+def _optima(form: AxisForm, coefficients: Array, bounds: tuple[float, float]) -> Array:
     """Where each curve (s, 2 or 3) is least inside the bounds, (s,)."""
     t = np.clip(form.optimum_t(coefficients[:, 0], coefficients[:, 1]), *form.t(bounds))
     inner = form.x(t)
@@ -302,12 +302,12 @@ def _optima(form: Form, coefficients: Array, bounds: tuple[float, float]) -> Arr
     return np.where(np.isnan(t), edge, np.clip(inner, *bounds))
 
 
-def _least(form: Form, coefficients: Array, bounds: tuple[float, float]) -> Array:
+def _least(form: AxisForm, coefficients: Array, bounds: tuple[float, float]) -> Array:
     """The least of ``a basis_1 + b basis_2`` inside the bounds for each (s, 2), (s,)."""
     return np.asarray((form.basis(_optima(form, coefficients, bounds)) * coefficients[:, :2]).sum(1))
 
 
-def _edges(form: Form, coefficients: Array, bounds: tuple[float, float], width: float) -> tuple[Array, Array]:
+def _edges(form: AxisForm, coefficients: Array, bounds: tuple[float, float], width: float) -> tuple[Array, Array]:
     """Both edges of the band of each curve (s, 3): on a grid over t, the crossings interpolated."""
     t = np.linspace(form.t(bounds[0]), form.t(bounds[1]), GRID)
     curve = coefficients[:, :2] @ form.basis(np.clip(form.x(t), *bounds)).T + coefficients[:, 2:]  # (s, g)

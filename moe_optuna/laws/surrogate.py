@@ -18,10 +18,11 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy.linalg import solve_triangular
 
 from moe_optuna.errors import InputError
 from moe_optuna.laws import _gp, _means
@@ -37,6 +38,9 @@ CHUNK = 16384
 OUTLIER = 4.0
 DROP_GAIN = 3.0
 POLE = 289 / 9
+
+MeanName = Literal["law", "quadratic", "constant"]
+MEANS: tuple[MeanName, ...] = ("law", "quadratic", "constant")
 
 
 class NamedAxis(Protocol):
@@ -138,6 +142,7 @@ class Surrogate:
     Args:
         axes: The coordinates' names, or axes that have a name and `from_unit`, which lets the law use its exact form.
         pole: Where the loss over `expansion_ratio` has its upper pole, (n_experts + shared) / (top_k + shared).
+        means: The means that compete.
         seed: For the draws behind `optimum` and `band`.
 
     Attributes:
@@ -147,7 +152,17 @@ class Surrogate:
         dropped_: Smaller budgets that were found to mislead.
     """
 
-    def __init__(self, axes: Sequence[str | NamedAxis], *, pole: float = POLE, seed: int = 0) -> None:
+    def __init__(
+        self,
+        axes: Sequence[str | NamedAxis],
+        *,
+        pole: float = POLE,
+        means: Sequence[MeanName] = MEANS,
+        seed: int = 0,
+    ) -> None:
+        if unknown := [name for name in means if name not in MEANS] or not means:
+            raise InputError(f"{unknown}, expected some of {', '.join(MEANS)}", where="means")
+        self.means = tuple(means)
         self.axes = tuple(axis if isinstance(axis, str) else axis.name for axis in axes)
         self.seed = seed
         forms = [_Form.of(axis, pole) for axis in axes]
@@ -189,15 +204,15 @@ class Surrogate:
         spread, level = _spread_and_level(y, self._h, observations)
         prior = self._prior(spread, noise, observations)
         ranges = np.array([form.range for form in self._forms])
-        means = (
-            _means.law(ranges, spread, level),
-            _means.quadratic(len(self.axes), spread, level),
-            _means.constant(spread, level),
-        )
-        models = [self._learn_mean(mean, y, prior, spread) for mean in means]
-        self.scores_ = {model.mean.name: model.score for model in models}
-        self._model = max(models, key=lambda model: model.score)
-        self.mean_ = self._model.mean.name
+        build = {
+            "law": lambda: _means.law(ranges, spread, level),
+            "quadratic": lambda: _means.quadratic(len(self.axes), spread, level),
+            "constant": lambda: _means.constant(spread, level),
+        }
+        models = {name: self._learn_mean(build[name](), y, prior, spread) for name in self.means}
+        self.scores_ = {name: model.score for name, model in models.items()}
+        self.mean_ = max(self.scores_, key=lambda name: self.scores_[name])
+        self._model, self._law = models[self.mean_], models.get("law")
         self._condition_all()
 
     def _prior(self, spread: float, noise: float | None, observations: Observations) -> Prior:
@@ -394,6 +409,19 @@ class Surrogate:
         """Loss without seed noise with its 95 % interval, nats per token: (m,) and two (m,)."""
         mean, sd = self.predict(compute, coordinates)
         return mean, (mean * np.exp(-1.96 * sd / mean), mean * np.exp(1.96 * sd / mean))
+
+    def law(self) -> tuple[Array, Array, float]:
+        """The law's coefficients (q,), their covariance (q, q), and the log of compute at which h = 0, whichever
+        mean won; their meaning is that of `_means.law`."""
+        if self._law is None:
+            raise InputError("the law is not among the means", where="means")
+        model, X = self._law, np.column_stack([self._h, self._w])
+        _, root = model.expected(self._h, self._w)
+        jacobian = root / model.mean.prior_sd
+        factor = _gp.cholesky(model.eta.kernel(X, X) + np.diag(model.noise(self._h)))
+        white = solve_triangular(factor, jacobian, lower=True)
+        information = white.T @ white + np.diag(model.mean.prior_sd**-2.0)
+        return model.theta, np.linalg.inv(information), self._reference
 
     def _projected(self, h: Array, w: Array) -> tuple[Array, Array, Array]:
         expected, root = self._model.expected(h, w)
