@@ -1,7 +1,7 @@
 """The controller: owns the studies, gives trials to workers, and loses none.
 
-``ask -> launch -> report / should_prune -> tell``, in one thread that sleeps in `Executor.wait`. It never imports torch,
-so it holds no device.
+``ask -> launch -> report / should_prune -> tell``, in one thread that sleeps in `Executor.wait`. It never imports
+torch, so it holds no device.
 
 =======================================  ==========================================================================
 what happens to a trial                  what becomes of it
@@ -69,7 +69,6 @@ class Work:
         recipe: The training recipe, as plain data.
         seed: The seed of trials that carry none of their own.
         checkpoints: The folder for what is being trained.
-        reseed: Called with the number of each new trial before it is asked for.
     """
 
     study: Study
@@ -78,7 +77,6 @@ class Work:
     recipe: dict[str, Any]
     seed: int
     checkpoints: Path
-    reseed: Callable[[Study, int], None] | None = None
 
 
 @dataclass
@@ -184,8 +182,6 @@ class Controller:
                     raise InputError(f"{failed} trials failed, the last: {reason}", where=work.study.study_name)
                 if done + states[TrialState.RUNNING] >= work.trials:
                     return None
-                if work.reseed:
-                    work.reseed(work.study, sum(states.values()))
             trial = work.study.ask()
             self.leases.take(work.study, trial._trial_id)
             with contextlib.suppress(optuna.TrialPruned):

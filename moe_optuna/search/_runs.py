@@ -26,7 +26,7 @@ _COUNTS = ("flops_per_token", "active_params", "total_params")
 COLUMNS = (
     "study", "trial", "state", "phase", "compute", "tokens", "loss", "bits_per_byte", "seconds", "seed", *DIMENSIONS,
     *_COUNTS, *(f"full_{name}" for name in _COUNTS), "compute_density", "expansion_ratio", "width",
-    *(f"triad_{name}" for name in _COUNTS), "reason",
+    *(f"triad_{name}" for name in _COUNTS),
 )  # fmt: skip
 _STATES = {TrialState.COMPLETE: "complete", TrialState.PRUNED: "pruned", TrialState.FAIL: "failed"}
 
@@ -69,7 +69,7 @@ class Runs:
         rows = [row for row in self.rows if row["state"] in states]
         return {
             name: np.array([row[name] for row in rows])
-            if name in ("study", "state", "reason")
+            if name in ("study", "state")
             else np.array([np.nan if row[name] == "" else float(row[name]) for row in rows])
             for name in COLUMNS
         }
@@ -107,7 +107,6 @@ def _row(study: Study, phase: Phase, trial: FrozenTrial) -> dict[str, Any]:
         "compute_density": architecture.compute_density,
         "expansion_ratio": architecture.expansion_ratio,
         "width": float(coordinates["width"]) if "width" in coordinates else "",
-        "reason": attributes.get("reason", ""),
     }
     row |= {name: getattr(architecture, name) for name in DIMENSIONS}
     for name in _COUNTS:

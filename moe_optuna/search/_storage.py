@@ -120,18 +120,17 @@ def repair(path: Path) -> int:
     if not path.is_file():
         raise InputError("not a file, expected an Optuna journal", where=path)
     _drop_stale_lock(Path(f"{path}.lock"))
-    good = number = 0
+    good = records = 0
     with path.open("rb") as file:
-        for number, line in enumerate(file, start=1):
+        for line in file:
             if not _is_record(line):
                 break
             good += len(line)
+            records += 1
         else:
             return 0
-        if file.read(1):
-            raise InputError(f"line {number} is not a record, expected an Optuna journal", where=path)
-    if number == 1 and line.endswith(b"\n"):
-        raise InputError("not an Optuna journal", where=path)
+        if file.read(1) or (not records and not line.startswith(b'{"op_code"'[: len(line)])):
+            raise InputError(f"line {records + 1} is not a record, expected an Optuna journal", where=path)
     size = path.stat().st_size
     os.truncate(path, good)
     return size - good

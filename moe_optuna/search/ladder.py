@@ -1,0 +1,423 @@
+"""The ladder: budget after budget, phase after phase, and at the end the architecture for a larger budget.
+
+At each budget: phase 0 fits how much of it goes to FLOPs per token, phase 1 searches compute density and expansion
+ratio at that M, phase 2 locks the triad of phase 1's recommendation and searches width and what else the space frees;
+the recommended architecture is then trained again with other seeds, which measures the noise. Each study is
+warm-started by the same phase of the smaller budgets. The largest budget is predicted before its first trial.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import time
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import optuna
+
+from moe_optuna.errors import InputError, did_you_mean
+from moe_optuna.search._controller import Controller, Work, counts
+from moe_optuna.search._events import Event, Observer
+from moe_optuna.search._lease import Leases
+from moe_optuna.search._local import Executor, LocalExecutor
+from moe_optuna.search._runs import Runs
+from moe_optuna.search._slots import local_slots
+from moe_optuna.search._storage import hold, open_storage, write_atomic
+
+if TYPE_CHECKING:
+    from optuna import Study
+    from optuna.storages import BaseStorage
+
+    from moe_optuna.laws import LadderLaws
+    from moe_optuna.samplers import Recommendation, TriadSampler
+    from moe_optuna.search.blueprint import Blueprint
+    from moe_optuna.space import Phase, SearchSpace
+    from moe_optuna.triad import Triad
+
+__all__ = ["SearchResult", "search"]
+
+FORMAT = 1
+EXECUTORS = ("local", "ray")
+TRIAL = "moe_optuna.search._trial"
+
+
+@dataclass(frozen=True)
+class SearchResult:
+    """What a search has found.
+
+    Attributes:
+        out: Its folder.
+        blueprint: The architecture for the target budget.
+        laws: What was fitted.
+        studies: Names of the studies, in the order of the ladder.
+        trials: Trials by state.
+        held_out: The largest budget: prediction against outcome; ``None`` with a single budget.
+    """
+
+    out: Path
+    blueprint: Blueprint
+    laws: LadderLaws
+    studies: tuple[str, ...]
+    trials: Mapping[str, int]
+    held_out: dict[str, Any] | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """The object that `moe-optuna search --json` prints."""
+        return {
+            "out": str(self.out),
+            "blueprint": self.blueprint.to_dict(),
+            "studies": list(self.studies),
+            "trials": dict(self.trials),
+            "held_out": self.held_out,
+        }
+
+
+def search(
+    space: SearchSpace | str,
+    *,
+    out: str | Path | None = None,
+    storage: str | None = None,
+    workers: int | None = None,
+    devices_per_trial: int = 1,
+    executor: str = "local",
+    ray_address: str | None = None,
+    seed: int = 0,
+    observer: Observer | None = None,
+    trial: str = TRIAL,
+) -> SearchResult:
+    """Run, or resume, the whole ladder of a search space.
+
+    Args:
+        space: A search space, the name of one, or a path.
+        out: The folder for journal, ``runs.csv``, ``laws.json``, ``blueprint.json``, checkpoints, artifacts and the
+            workers' logs; ``runs/<name>`` unless given. The same folder and space resume.
+        storage: An Optuna storage URL; a journal in `out` unless given.
+        workers: Trials side by side; one a set of GPUs, or one a core, unless given.
+        devices_per_trial: GPUs of one trial.
+        executor: ``local``: processes of this host; ``ray``: placed by Ray on a cluster.
+        ray_address: Of an existing cluster; with ``ray`` one is started unless given.
+        seed: Of the samplers, and of the first training of each architecture.
+        observer: Told of everything that happens (`moe_optuna.search.progress.display` draws it).
+        trial: The module of the functions that workers run: ``run(task, link)`` and ``prepare(recipe)``.
+
+    Raises:
+        InputError: On input that cannot be used, before anything starts; or where the search cannot go on.
+        KeyboardInterrupt: Where it was stopped by SIGINT or SIGTERM; the same call resumes.
+    """
+    from moe_optuna.space import SearchSpace
+    from moe_optuna.training import Recipe
+
+    space = SearchSpace.load(space) if isinstance(space, str) else space
+    recipe = Recipe.from_table(space.training, where=f"{space.name}: [training]").to_dict()
+    if executor not in EXECUTORS:
+        raise InputError(f"{executor!r}, expected local or ray{did_you_mean(executor, EXECUTORS)}", where="--executor")
+    if executor == "local" and ray_address is not None:
+        raise InputError("needs --executor ray", where="--ray-address")
+    folder = Path(out) if out is not None else Path("runs") / space.name
+    with contextlib.ExitStack() as stack:
+        slots = local_slots(workers, devices_per_trial) if executor == "local" else ()
+        make_folder(folder)
+        if storage is None:
+            stack.enter_context(hold(folder))
+        store = open_storage(storage, folder, workers=len(slots) or workers or 2)
+        stack.enter_context(_quiet_optuna())
+        running: Executor
+        if executor == "local":
+            running = LocalExecutor(slots, module=trial, logs=folder / "logs")
+        else:
+            from moe_optuna.search._ray import RayExecutor
+
+            running = RayExecutor(
+                workers, devices_per_trial=devices_per_trial, address=ray_address, module=trial, logs=folder / "logs"
+            )
+        stack.callback(running.close)
+        runs = Runs(folder / "runs.csv")
+        clock = _Clock(space, observer or (lambda event: None))
+        controller = Controller(
+            running,
+            Leases(exclusive=storage is None),
+            observer=clock.observe,
+            finished=lambda work, ended: runs.write(),
+        )
+        stack.enter_context(controller.signals())
+        return _Ladder(space, store, controller, recipe, seed, folder, runs, clock).climb()
+
+
+def make_folder(folder: Path) -> None:
+    """Make the folder of a search.
+
+    Raises:
+        InputError: Where it cannot be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"cannot be made ({error.strerror})", where=folder) from None
+
+
+@contextlib.contextmanager
+def _quiet_optuna() -> Iterator[None]:
+    before = optuna.logging.get_verbosity()
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    try:
+        yield
+    finally:
+        optuna.logging.set_verbosity(before)
+
+
+@dataclass
+class _Ladder:
+    """One search on its way up."""
+
+    space: SearchSpace
+    storage: BaseStorage
+    controller: Controller
+    recipe: dict[str, Any]
+    seed: int
+    out: Path
+    runs: Runs
+    clock: _Clock
+    studies: dict[int, list[Study]] = field(default_factory=lambda: {0: [], 1: [], 2: []})
+    allocations: list[tuple[float, float]] = field(default_factory=list)
+
+    def climb(self) -> SearchResult:
+        """All budgets, then the blueprint."""
+        self.clock.observe(Event("prepare"))
+        self.controller.prepare(self.recipe)
+        outcome, prediction, before = None, None, None
+        for step, compute in enumerate(self.space.budgets):
+            if step and compute == self.space.budgets[-1]:
+                prediction = self._prediction(compute)
+            outcome = before = self._budget(step, compute, before, prediction)
+        assert outcome is not None  # a space has a budget
+        from moe_optuna.search.blueprint import plan
+
+        laws = self._fit()
+        held_out = None if prediction is None else _compare(prediction, outcome)
+        blueprint = plan(self.space.target, laws=laws, space=self.space)
+        self.runs.write()
+        _write_json(self.out / "laws.json", laws.to_dict(), held_out)
+        _write_json(self.out / "blueprint.json", blueprint.to_dict(), held_out)
+        names = tuple(study.study_name for phase in self.studies.values() for study in phase)
+        self.clock.observe(Event("done"))
+        return SearchResult(self.out, blueprint, laws, names, self.runs.counts, held_out)
+
+    def _budget(
+        self, step: int, compute: float, before: Recommendation | None, prediction: dict[str, Any] | None
+    ) -> Recommendation:
+        """The three phases of a budget, then repeats of the architecture that they recommend; that architecture."""
+        attributes = {} if prediction is None else {"prediction": json.dumps(prediction)}
+        plan, space = self.space.search, self.space
+        flops_per_token = None
+        if plan.trials(0, step):
+            zero = self._phase(space.phase_zero(compute, **_coordinates(before)), step, attributes)
+            flops_per_token = self._allocate(compute, zero.recommend().architecture.non_embedding.flops_per_token)
+        flops_per_token = self._recorded(1, compute, "flops_per_token") or flops_per_token
+        found = one = self._phase(
+            space.phase_one(compute, flops_per_token=flops_per_token),
+            step,
+            attributes | {"flops_per_token": flops_per_token},
+        )
+        if plan.trials(2, step):
+            triad = self._locked(compute) or one.work.phase.triad_of(one.recommend().architecture)
+            found = self._phase(
+                space.phase_two(triad, compute=compute), step, attributes | {"triad": json.dumps(triad.to_dict())}
+            )
+        if repeats := plan.repeated(step):
+            self._repeat(found, repeats)
+        return found.recommend()
+
+    def _phase(self, phase: Phase, step: int, attributes: dict[str, Any]) -> _Searched:
+        """One study, brought to its trials; at most one for each architecture that the phase may propose."""
+        study, sampler = self._study(phase, tuple(self.studies[phase.number]), attributes)
+        self.studies[phase.number].append(study)
+        self.runs.add(study, phase)
+        trials = min(self.space.search.trials(phase.number, step), len(phase.lattice))
+        work = Work(study, phase, trials, self.recipe, self.seed, self.out / "checkpoints")
+        self.clock.observe(_opening(work))
+        self.controller.run(work)
+        return _Searched(work, sampler)
+
+    def _repeat(self, found: _Searched, repeats: int) -> None:
+        """Train the recommended architecture again with the seeds that follow the search's, once."""
+        study, phase = found.work.study, found.work.phase
+        queued = [trial for trial in study.get_trials(deepcopy=False) if "repeat" in trial.user_attrs]
+        if queued:  # by an earlier run: what it chose stands
+            params = queued[0].system_attrs["fixed_params"]
+        else:
+            params = phase.params(phase.lattice.index(found.recommend().architecture))
+        for number in range(len(queued) + 1, repeats + 1):
+            study.enqueue_trial(params, user_attrs={"seed": self.seed + number, "repeat": number})
+        work = replace(found.work, trials=found.work.trials + repeats)
+        self.clock.observe(_opening(work))
+        self.controller.run(work)
+
+    def _study(self, phase: Phase, parents: Sequence[Study], attributes: dict[str, Any]) -> tuple[Study, TriadSampler]:
+        """The study of a phase, new or as an earlier run left it."""
+        from moe_optuna.pruners import BandPruner
+        from moe_optuna.samplers import TriadSampler
+
+        name = phase.study_name(self.space.name)
+        sampler = TriadSampler(phase, parents=parents, seed=zlib.crc32(f"{self.seed}/{name}".encode()))
+        study = optuna.create_study(
+            storage=self.storage, study_name=name, sampler=sampler, pruner=BandPruner(), load_if_exists=True
+        )
+        text = json.dumps(self.space.to_dict())
+        known = study.user_attrs
+        if known.get("space", text) != text:
+            raise InputError(
+                f"holds a search of another space that is also called {self.space.name!r}; expected the same space,"
+                " another name or another folder",
+                where=self.out,
+            )
+        if known.get("seed", self.seed) != self.seed:
+            raise InputError(
+                f"{self.seed}, expected {known['seed']}, with which this search began, or another folder",
+                where="--seed",
+            )
+        wanted = {
+            "phase": phase.number,
+            "compute": phase.compute,
+            "space": text,
+            "seed": self.seed,
+            "parents": [parent.study_name for parent in parents],
+            "law_version": FORMAT,
+            **attributes,
+        }
+        for key, value in wanted.items():
+            if key not in known:
+                study.set_user_attr(key, value)
+        return study, sampler
+
+    def _recorded(self, phase: int, compute: float, key: str) -> Any:
+        """An attribute of a study that an earlier run began: what it was held to does not move with later trials."""
+        name = f"{self.space.name}/{compute:.3g}/phase-{phase}"
+        with contextlib.suppress(KeyError):
+            return optuna.load_study(storage=self.storage, study_name=name).user_attrs.get(key)
+        return None
+
+    def _locked(self, compute: float) -> Triad | None:
+        from moe_optuna.triad import Tolerances, Triad
+
+        if (text := self._recorded(2, compute, "triad")) is None:
+            return None
+        data = json.loads(text)
+        return Triad(**{**data, "tolerances": Tolerances(**data["tolerances"])})
+
+    def _allocate(self, compute: float, flops_per_token: float) -> float:
+        """M at this budget, from phase 0 at this and the smaller ones: a power law in C once three are there."""
+        self.allocations.append((compute, flops_per_token))
+        if len(self.allocations) < 3:
+            return flops_per_token
+        log_compute, log_m = np.log(np.array(self.allocations)).T
+        slope, intercept = np.polyfit(log_compute, log_m, 1)
+        return math.exp(intercept + slope * math.log(compute))
+
+    def _prediction(self, compute: float) -> dict[str, Any]:
+        """What the smaller budgets say about this one, made before its first trial and kept."""
+        for phase in (0, 1):
+            if (text := self._recorded(phase, compute, "prediction")) is not None:
+                found: dict[str, Any] = json.loads(text)
+                return found
+        from moe_optuna.search.blueprint import plan
+
+        return plan(compute, laws=self._fit(), space=self.space).to_dict()
+
+    def _fit(self) -> LadderLaws:
+        from moe_optuna.laws import fit_ladder
+
+        return fit_ladder(self.runs.columns(), space=self.space.name, seed=self.seed)
+
+
+@dataclass
+class _Clock:
+    """Adds the time left to each event: what is planned, over the rate at which it has been worked off."""
+
+    space: SearchSpace
+    observer: Observer
+    _since: float | None = None
+    _there: dict[tuple[float, int], float] = field(default_factory=dict)  # FLOPs of trials found finished, by study
+    _done: dict[tuple[float, int], float] = field(default_factory=dict)  # FLOPs of all finished trials
+    _running: dict[tuple[float, int, int], float] = field(default_factory=dict)
+
+    def observe(self, event: Event) -> None:
+        """Pass an event on, with the time left."""
+        if event.phase is not None and event.kind != "note":
+            study = (event.compute, event.phase)
+            self._done[study] = event.finished * event.compute
+            self._there.setdefault(study, self._done[study])
+            if event.trial is not None and event.kind == "end":
+                self._running.pop((*study, event.trial), None)
+            elif event.trial is not None:
+                self._since = self._since or time.monotonic()
+                self._running[*study, event.trial] = event.fraction * event.compute
+        self.observer(replace(event, remaining=self._remaining()))
+
+    def _remaining(self) -> float | None:
+        plan = self.space.search
+        planned = sum(
+            compute * (plan.trials(0, step) + plan.trials(1, step) + plan.trials(2, step) + plan.repeated(step))
+            for step, compute in enumerate(self.space.budgets)
+        )
+        done = sum(self._done.values()) + sum(self._running.values())
+        trained = done - sum(self._there.values())
+        if self._since is None or trained <= 0:
+            return None
+        return max(0.0, planned - done) * (time.monotonic() - self._since) / trained
+
+
+@dataclass(frozen=True)
+class _Searched:
+    """A study that has its trials."""
+
+    work: Work
+    sampler: TriadSampler
+
+    def recommend(self) -> Recommendation:
+        """The surrogate's optimum."""
+        return self.sampler.recommend(self.work.study)
+
+
+def _opening(work: Work) -> Event:
+    done, best, _ = counts(work.study)
+    phase = work.phase
+    return Event("study", phase.compute, phase.number, best=best, finished=done, trials=work.trials)
+
+
+def _coordinates(found: Recommendation | None) -> dict[str, float]:
+    """Where phase 0 holds the other coordinates: at the smaller budget's optimum."""
+    if found is None:
+        return {}
+    return {name: getattr(found.architecture, name) for name in ("compute_density", "expansion_ratio")}
+
+
+def _compare(prediction: dict[str, Any], outcome: Recommendation) -> dict[str, Any]:
+    """The largest budget: what was predicted, what was found."""
+    architecture = outcome.architecture
+    found = {
+        "loss": outcome.loss,
+        "interval": list(outcome.interval),
+        "architecture": architecture.to_dict(),
+        "flops_per_token": architecture.non_embedding.flops_per_token,
+        "compute_density": architecture.compute_density,
+        "expansion_ratio": architecture.expansion_ratio,
+    }
+    return {
+        "compute": prediction["compute"],
+        "prediction": prediction,
+        "outcome": found,
+        "loss_error": prediction["predicted_loss"] / outcome.loss - 1,
+    }
+
+
+def _write_json(path: Path, payload: dict[str, Any], held_out: dict[str, Any] | None) -> None:
+    whole = {"format": FORMAT, **payload}
+    if held_out is not None:
+        whole["held_out"] = held_out
+    write_atomic(path, json.dumps(whole, indent=1) + "\n")

@@ -1,0 +1,72 @@
+"""`LightningObjective`: the trials of a search, for a study of one's own."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from optuna import Trial
+
+    from moe_optuna.space import Phase
+    from moe_optuna.training import Recipe, Report
+
+__all__ = ["LightningObjective"]
+
+
+class LightningObjective:
+    """Suggest an architecture, train it in this process, report on the token grid, prune.
+
+    Example::
+
+        phase = SearchSpace.load("cpu").phase_one(compute=3e11)
+        study = optuna.create_study(sampler=TriadSampler(phase, seed=0), pruner=BandPruner())
+        study.optimize(LightningObjective(phase), n_trials=40)
+
+    Args:
+        phase: What the trials may propose.
+        recipe: How they are trained; that of the phase's search space unless given.
+        seed: Of trials that carry none of their own in the user attribute `seed`.
+    """
+
+    def __init__(self, phase: Phase, *, recipe: Recipe | None = None, seed: int = 0) -> None:
+        self._phase = phase
+        self._recipe = recipe
+        self._seed = seed
+
+    def __call__(self, trial: Trial) -> float:
+        """The held-out loss of the trial [nats per token].
+
+        Raises:
+            optuna.TrialPruned: Where nothing feasible is near, or the study's pruner stopped it.
+            moe_optuna.training.TrainingFailure: Where the loss is no longer finite.
+        """
+        import optuna
+
+        from moe_optuna.training import Recipe, train
+
+        architecture = self._phase.suggest(trial)
+        recipe = self._recipe or Recipe.from_table(self._phase.space.training)
+        seed = trial.user_attrs.get("seed")
+        if seed is None:
+            trial.set_user_attr("seed", seed := self._seed)
+
+        def report(point: Report) -> bool:
+            trial.report(point.loss, point.index)
+            return math.isfinite(point.loss) and not trial.should_prune()
+
+        result = train(
+            architecture,
+            compute=self._phase.compute,
+            tokens=self._phase.tokens(architecture),
+            recipe=recipe,
+            seed=seed,
+            report=report,
+        )
+        trial.set_user_attr("tokens", result.tokens)
+        trial.set_user_attr("seconds", result.seconds)
+        if result.bits_per_byte is not None:
+            trial.set_user_attr("bits_per_byte", result.bits_per_byte)
+        if result.stopped:
+            raise optuna.TrialPruned
+        return result.loss
