@@ -1,0 +1,279 @@
+"""The law of one phase over all budgets: level, optima and curvatures as functions of compute, learned from all runs
+together.
+
+With h the log of compute less its reference, and w the centred coordinate of an axis (t of its form, less a centre
+that moves with compute, over the searched range T):
+
+    loss = level(h) exp(sum_a exp(curve_a + growth_a h) phi_a(w_a - place_a - drift_a h))
+
+It is the surrogate's law (`_means.law`); budgets share it, so that six noisy runs at one budget lean on those at the
+others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from moe_optuna.laws.axis import Array, AxisFit, AxisForm
+from moe_optuna.laws.band import BAND, interval
+from moe_optuna.laws.surrogate import Observations, Surrogate
+
+__all__ = ["LawAxis", "PhaseLaw"]
+
+DRAWS = 400
+USUAL_EXPONENT = {"flops_per_token": 0.5437, "d_model": 0.22}  # arXiv:2603.21862: its law, and the widths that it swept
+LEAST_RANGE = 0.2
+
+
+@dataclass(frozen=True)
+class LawAxis:
+    """An axis of a phase across budgets.
+
+    Attributes:
+        centre, slope: The middle of the searched t, and how it moves with h; 0 for a ratio, which is searched in the
+            same range at every budget.
+        extent: T, the searched range of t at one budget.
+    """
+
+    name: str
+    form: AxisForm
+    centre: float
+    slope: float
+    extent: float
+
+    @classmethod
+    def over(cls, name: str, form: AxisForm, x: Array, h: Array) -> LawAxis:
+        """The axis that the values x (n,) at h (n,) span."""
+        t = form.t(x)
+        slope = 0.0
+        if name in USUAL_EXPONENT:
+            budgets = np.unique(h)
+            middle = [float(t[h == b].min() + t[h == b].max()) / 2 for b in budgets]
+            slope = float(np.polyfit(budgets, middle, 1)[0]) if len(budgets) > 1 else USUAL_EXPONENT[name]
+        level = t - slope * h
+        low, high = float(level.min()), float(level.max())
+        return cls(name, form, (low + high) / 2, slope, max(high - low, LEAST_RANGE))
+
+    @property
+    def curvature_range(self) -> float:
+        """R of the form: 0 for a parabola."""
+        return 0.0 if self.form.name == "quadratic_log" else self.extent
+
+    def w(self, x: ArrayLike, h: ArrayLike) -> Array:
+        """Centred coordinate of values."""
+        return np.asarray((self.form.t(x) - self.centre - self.slope * np.asarray(h)) / self.extent)
+
+    def x(self, w: ArrayLike, h: ArrayLike) -> Array:
+        """The inverse of `w`."""
+        return self.form.x(self.centre + self.slope * np.asarray(h) + self.extent * np.asarray(w))
+
+    def from_unit(self, unit: Array, /) -> Array:
+        """Values at the reference budget for unit coordinates, as the surrogate asks for them."""
+        return self.x(unit - 0.5, 0.0)
+
+
+@dataclass(frozen=True)
+class PhaseLaw:
+    """The fitted law.
+
+    Attributes:
+        phase: 0, 1 or 2.
+        reference: Log of compute at h = 0.
+        theta, covariance: Coefficients (q,) = (log level, share, rate, place..., drift..., curve..., growth...) and
+            their covariance.
+        noise: Relative sd of a run over seeds.
+        points: Runs behind it.
+        mean: Which of law, quadratic and constant predicted the largest budget best from the smaller ones.
+        dropped: Budgets that contradict the larger ones and were left out.
+    """
+
+    phase: int
+    axes: tuple[LawAxis, ...]
+    reference: float
+    theta: Array
+    covariance: Array
+    noise: float
+    points: int
+    mean: str
+    dropped: tuple[float, ...] = ()
+    seed: int = 0
+    surrogate: Surrogate | None = field(default=None, repr=False, compare=False)
+
+    @classmethod
+    def fit(
+        cls,
+        phase: int,
+        forms: Mapping[str, AxisForm],
+        columns: Mapping[str, NDArray[Any]],
+        *,
+        noise: float | None = None,
+        seed: int = 0,
+    ) -> PhaseLaw:
+        """Learn from the runs of a phase: `columns` holds compute, loss, censored, group and the axes, (n,) each."""
+        log_compute = np.log(columns["compute"])
+        reference = float(np.mean(np.unique(log_compute)))
+        h = log_compute - reference
+        axes = tuple(LawAxis.over(name, form, columns[name], h) for name, form in forms.items())
+        pole = next((axis.form.pole for axis in axes if axis.form.name == "two_pole"), np.inf)
+        unit = np.column_stack([axis.w(columns[axis.name], h) + 0.5 for axis in axes])
+        surrogate = Surrogate(axes, pole=pole, seed=seed).fit(
+            Observations(columns["compute"], unit, columns["loss"], columns["censored"], columns["group"]), noise=noise
+        )
+        theta, covariance, learned = surrogate.law()
+        # Budgets that the surrogate dropped move its reference; h here stays what the axes were centred with.
+        shift = _shift(len(theta), len(axes), theta, reference - learned)
+        return cls(
+            phase, axes, reference, shift[0], shift[1] @ covariance @ shift[1].T, surrogate.noise_,
+            len(h), surrogate.mean_, surrogate.dropped_, seed, surrogate,
+        )  # fmt: skip
+
+    # ---- what it says at a budget
+
+    def draws(self, number: int = DRAWS) -> Array:
+        """The best coefficients in the first row, then draws of them, (number + 1, q)."""
+        values, vectors = np.linalg.eigh(self.covariance)
+        normal = np.random.default_rng(self.seed).standard_normal((number, len(values)))
+        sampled = self.theta + (normal * np.sqrt(np.maximum(values, 0))) @ vectors.T
+        return np.vstack([self.theta, sampled])
+
+    def level(self, compute: ArrayLike) -> Array:
+        """Least loss at budgets (b,), nats per token: the best in row 0, then draws, (s, b)."""
+        theta, h = self.draws()[:, :3, None], self._h(compute)
+        share, rate = 1 / (1 + np.exp(-theta[:, 1])), np.exp(theta[:, 2])
+        return np.asarray(np.exp(theta[:, 0]) * (share + (1 - share) * np.exp(-rate * h)))
+
+    def floor(self) -> tuple[float, tuple[float, float], bool]:
+        """The loss that no compute goes below, its 95 % interval, and whether the runs rather than the prior say
+        so.
+        """
+        theta = self.draws()
+        floors = np.exp(theta[:, 0]) / (1 + np.exp(-theta[:, 1]))
+        return float(floors[0]), interval(floors[1:]), bool(self.covariance[1, 1] < 0.25)
+
+    def optima(self, name: str, compute: ArrayLike) -> Array:
+        """Optimum of an axis at budgets (b,): the best in row 0, then draws, (s, b)."""
+        axis, place, _ = self._axis(name, self._h(compute))
+        return axis.x(place, self._h(compute))
+
+    def edges(self, name: str, compute: ArrayLike, width: float = BAND) -> tuple[Array, Array]:
+        """Low and high edge of the band at budgets (b,), like `optima`; at most one searched range beyond the
+        optimum.
+        """
+        h = self._h(compute)
+        axis, place, strength = self._axis(name, h)
+        excess, R = np.log1p(width) / strength, axis.curvature_range
+        reach = np.sqrt(excess) if R == 0 else np.arccosh(1 + excess * R**2 / 2) / R
+        reach = np.minimum(reach, 1.0)
+        return axis.x(place - reach, h), axis.x(place + reach, h)
+
+    def excess(self, compute: float, columns: Mapping[str, ArrayLike]) -> Array:
+        """Predicted relative excess of loss over the least for candidates (m,), by the axes that `columns` holds."""
+        total: Array = np.zeros(1)
+        for axis in self.axes:
+            if axis.name in columns:
+                total = total + self.cost(axis.name, compute, columns[axis.name])[0]
+        return np.asarray(np.expm1(total))
+
+    def cost(self, name: str, compute: float, values: ArrayLike) -> Array:
+        """Log of loss over the least along one axis, for values (m,): the best in row 0, then draws, (s, m)."""
+        h = self._h(compute)
+        axis, place, strength = self._axis(name, h)
+        delta, R = axis.w(values, h) - place, axis.curvature_range
+        return np.asarray(strength * (delta**2 if R == 0 else 2 * (np.cosh(np.clip(R * delta, -30, 30)) - 1) / R**2))
+
+    def axis_fit(self, name: str, compute: float, bounds: tuple[float, float], points: int) -> AxisFit:
+        """The law's curve of an axis at one budget, in the coefficients of its form."""
+        h = self._h([compute])
+        axis, place, strength = self._axis(name, h)
+        level, t = self.level([compute])[:, 0], axis.form.t(axis.x(place, h))[:, 0]
+        R = axis.curvature_range
+        weight = level * strength[:, 0] / (R or axis.extent) ** 2
+        if axis.form.name == "quadratic_log":
+            table = np.column_stack([weight, -2 * weight * t, level + weight * t**2])
+        elif axis.form.name == "pole_linear":
+            a, b = weight * np.exp(t), weight * np.exp(-t)
+            table = np.column_stack([a, b, level - 2 * weight - 6 * b])
+        else:
+            span = axis.form.pole - 1
+            a, b = weight * np.exp(t), weight * np.exp(-t)
+            table = np.column_stack([a * span, b * span, level - 2 * weight - a - b])
+        return AxisFit.of(axis.form, table, bounds, noise=self.noise, points=points, error=float(level[1:].std()))
+
+    def _h(self, compute: ArrayLike) -> Array:
+        return np.asarray(np.log(np.asarray(compute, float)) - self.reference)
+
+    def _axis(self, name: str, h: Array) -> tuple[LawAxis, Array, Array]:
+        """An axis, its optimum w and its curvature at h (b,), (s, b) each."""
+        index = [axis.name for axis in self.axes].index(name)
+        place, drift, curve, growth = self.draws()[:, 3:].reshape(-1, 4, len(self.axes))[:, :, index].T[..., None]
+        strength = np.exp(np.clip(curve + growth * h, -20, 5))
+        return self.axes[index], np.clip(place + drift * h, -1, 1), strength
+
+    # ---- files
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data that `from_dict` reads back."""
+        return {
+            "phase": self.phase,
+            "axes": [
+                {
+                    "axis": axis.name, "form": axis.form.name, "centre": axis.centre, "slope": axis.slope,
+                    "extent": axis.extent, **({"pole": axis.form.pole} if np.isfinite(axis.form.pole) else {}),
+                }
+                for axis in self.axes
+            ],
+            "reference": self.reference,
+            "theta": self.theta.tolist(),
+            "covariance": self.covariance.tolist(),
+            "noise": self.noise,
+            "points": self.points,
+            "mean": self.mean,
+            "dropped": list(self.dropped),
+            "seed": self.seed,
+        }  # fmt: skip
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> PhaseLaw:
+        """The inverse of `to_dict`; KeyError, TypeError or ValueError where it is not one."""
+        axes = tuple(
+            LawAxis(
+                a["axis"], AxisForm(a["form"], float(a.get("pole", np.inf))),
+                float(a["centre"]), float(a["slope"]), float(a["extent"]),
+            )
+            for a in data["axes"]
+        )  # fmt: skip
+        theta, covariance = np.array(data["theta"], float), np.array(data["covariance"], float)
+        if theta.shape != (3 + 4 * len(axes),) or covariance.shape != 2 * theta.shape:
+            raise ValueError(f"theta {theta.shape} and covariance {covariance.shape} for {len(axes)} axes")
+        return cls(
+            int(data["phase"]), axes, float(data["reference"]), theta, covariance, float(data["noise"]),
+            int(data["points"]), str(data["mean"]), tuple(map(float, data["dropped"])), int(data["seed"]),
+        )  # fmt: skip
+
+
+def _shift(size: int, axes: int, theta: Array, h: float) -> tuple[Array, Array]:
+    """Coefficients for a reference that lies h higher, and the matrix that carries their covariance over."""
+    matrix = np.eye(size)
+    for i in range(axes):
+        matrix[3 + i, 3 + axes + i] = h  # place += drift h
+        matrix[3 + 2 * axes + i, 3 + 3 * axes + i] = h  # curve += growth h
+    moved = matrix @ theta
+    share, rate = 1 / (1 + np.exp(-theta[1])), np.exp(theta[2])
+    falling = (1 - share) * np.exp(-rate * h)
+    moved[0] = theta[0] + np.log(share + falling)
+    moved[1] = np.log(share / falling)
+    total = share + falling
+    matrix[0, 1] = share * (1 - share) * (1 - np.exp(-rate * h)) / total
+    matrix[0, 2] = -rate * h * falling / total
+    matrix[1, 2] = rate * h
+    return moved, matrix
+
+
+def group_of(columns: Sequence[Array]) -> Array:
+    """A number for each distinct row of columns (n,): runs of the same architecture at the same budget."""
+    return np.asarray(np.unique(np.column_stack(columns), axis=0, return_inverse=True)[1].reshape(-1))

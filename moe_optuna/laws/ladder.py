@@ -1,0 +1,527 @@
+"""The laws of a ladder of budgets, from its runs: what is best at each budget, how that moves with compute, and how
+far to trust it.
+
+For each phase one law over all budgets (`moe_optuna.laws._phase_law`); for each budget the fit of its own runs where
+they suffice (`moe_optuna.laws.axis`); power laws in compute for what a larger budget needs: FLOPs per token, compute
+density, expansion ratio, active and total parameters, width, and the edges of the near-optimal bands. The largest
+budget is also predicted from the others alone and compared.
+
+`LadderLaws.to_dict` is laws.json.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from moe_optuna.architecture import DIMENSIONS
+from moe_optuna.errors import InputError
+from moe_optuna.laws._phase_law import LawAxis, PhaseLaw, group_of
+from moe_optuna.laws.axis import Array, AxisFit, AxisForm, fit_axes
+from moe_optuna.laws.band import Growth, growth, interval
+
+__all__ = ["FittedAxis", "LadderLaws", "PowerLaw", "fit_ladder"]
+
+FORMAT = 1
+COLUMNS = ("phase", "compute", "loss")
+FREED = ("n_experts", "top_k", "n_shared_experts", "n_heads")
+LEAST_RUNS = 3
+
+
+@dataclass(frozen=True)
+class PowerLaw:
+    """``value = offset + a compute^b``, compute in FLOPs.
+
+    Attributes:
+        quantity: What it gives.
+        a, b: Coefficients, with 95 % intervals.
+        offset: 6 for compute density, which cannot fall below.
+        points: (compute, value, low, high) at the budgets of the ladder.
+    """
+
+    quantity: str
+    a: float
+    b: float
+    a_interval: tuple[float, float]
+    b_interval: tuple[float, float]
+    offset: float
+    points: tuple[tuple[float, float, float, float], ...]
+
+    @classmethod
+    def through(cls, quantity: str, compute: Array, values: Array, points: Any, offset: float = 0.0) -> PowerLaw:
+        """The line in the logarithms through values (s, b), the best in row 0 and draws in the others."""
+        h = np.log(compute)
+        design = np.column_stack([np.ones_like(h), h])
+        lines = np.linalg.lstsq(design, np.log(values - offset).T, rcond=None)[0]  # (2, s)
+        log_a, b = lines
+        low, high = interval(log_a[1:])
+        return cls(
+            quantity, float(np.exp(log_a[0])), float(b[0]), (float(np.exp(low)), float(np.exp(high))), interval(b[1:]),
+            offset, points,
+        )  # fmt: skip
+
+    def __call__(self, compute: ArrayLike) -> Array:
+        return np.asarray(self.offset + self.a * np.asarray(compute, float) ** self.b)
+
+
+@dataclass(frozen=True)
+class FittedAxis:
+    """The fit of one axis at one budget.
+
+    Attributes:
+        pooled: Whether it leans on the other budgets, since this one's own runs do not suffice.
+    """
+
+    compute: float
+    phase: int
+    axis: str
+    fit: AxisFit
+    pooled: bool
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "compute": self.compute, "phase": self.phase, "axis": self.axis, "pooled": self.pooled, **self.fit.to_dict()
+        }  # fmt: skip
+
+
+@dataclass(frozen=True)
+class LadderLaws:
+    """What a ladder has taught.
+
+    Attributes:
+        space: The search space's name.
+        noise: Relative sd of a run's loss over seeds.
+        budgets: The ladder in FLOPs.
+        phases: The law of each phase.
+        axes: The fits at each budget.
+        power_laws: By quantity.
+        growth: By axis, how the relative and the absolute extent of its band changes with compute.
+        held_out: The largest budget predicted from the others, against what its own runs say; None with fewer than
+            two budgets.
+    """
+
+    space: str | None
+    noise: float
+    budgets: tuple[float, ...]
+    phases: Mapping[int, PhaseLaw]
+    axes: tuple[FittedAxis, ...]
+    power_laws: Mapping[str, PowerLaw]
+    growth: Mapping[str, Mapping[str, Growth]]
+    held_out: dict[str, Any] | None
+    _axes_data: tuple[dict[str, Any], ...] = ()
+
+    # ---- answers at a budget; draws have the best in row 0
+
+    def draws(self, quantity: str, compute: ArrayLike) -> Array:
+        """Draws of a quantity at budgets (b,), the best in row 0, (s, b).
+
+        Quantities: `loss`, `flops_per_token`, `active_params`, `total_params`, `tokens`, and the axes of the phases.
+
+        Raises:
+            InputError: Where the ladder has no law of it.
+        """
+        compute = np.atleast_1d(np.asarray(compute, float))
+        if quantity == "loss":
+            return self.phases[max(self.phases)].level(compute)
+        if quantity == "tokens":
+            return compute / self.draws("flops_per_token", compute)
+        if quantity == "active_params":
+            return self.draws("flops_per_token", compute) / self.draws("compute_density", compute)
+        if quantity == "total_params":
+            return self.draws("active_params", compute) * self.draws("expansion_ratio", compute)
+        for law in self.phases.values():
+            if any(axis.name == quantity for axis in law.axes):
+                return law.optima(quantity, compute)
+        if quantity in self.power_laws:  # an allocation that no phase searched
+            return np.tile(self.power_laws[quantity](compute), (2, 1))
+        raise InputError(f"no law of {quantity}, expected runs that searched it", where="laws")
+
+    def predict(self, quantity: str, compute: float) -> tuple[float, tuple[float, float]]:
+        """A quantity at a budget with its 95 % interval."""
+        draws = self.draws(quantity, compute)[:, 0]
+        return float(draws[0]), interval(draws[1:])
+
+    def band(self, axis: str, compute: float) -> tuple[tuple[float, float], tuple[float, float], tuple[float, float]]:
+        """The near-optimal band of an axis at a budget: (low, high), and the 95 % intervals of both."""
+        law = next(law for law in self.phases.values() if any(a.name == axis for a in law.axes))
+        low, high = (edge[:, 0] for edge in law.edges(axis, [compute]))
+        return (float(low[0]), float(high[0])), interval(low[1:]), interval(high[1:])
+
+    # ---- files
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data of laws.json, which `from_dict` reads back."""
+        floor, floor_interval, identified = self.phases[max(self.phases)].floor()
+        return {
+            "format": FORMAT,
+            "space": self.space,
+            "noise": self.noise,
+            "budgets": list(self.budgets),
+            "axes": [axis.to_dict() for axis in self.axes] or list(self._axes_data),
+            "power_laws": [
+                {
+                    "quantity": law.quantity, "a": law.a, "b": law.b, "offset": law.offset,
+                    "a_interval": list(law.a_interval), "b_interval": list(law.b_interval),
+                    "points": [list(point) for point in law.points],
+                }
+                for law in self.power_laws.values()
+            ],
+            "growth": {
+                axis: {
+                    kind: {"exponent": g.exponent, "interval": list(g.interval), "verdict": g.verdict}
+                    for kind, g in kinds.items()
+                }
+                for axis, kinds in self.growth.items()
+            },
+            "loss": {
+                "budgets": [[c, *self._with_interval("loss", c)] for c in self.budgets],
+                "floor": floor, "floor_interval": list(floor_interval), "floor_identified": identified,
+            },
+            "phases": [law.to_dict() for law in self.phases.values()],
+            "held_out": self.held_out,
+        }  # fmt: skip
+
+    def _with_interval(self, quantity: str, compute: float) -> tuple[float, float, float]:
+        value, (low, high) = self.predict(quantity, compute)
+        return value, low, high
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any], *, where: object = "laws") -> LadderLaws:
+        """The inverse of `to_dict`.
+
+        Raises:
+            InputError: Where the data are not those of a ladder's laws, named with `where`.
+        """
+        if data.get("format") != FORMAT:
+            raise InputError(f"format {data.get('format')!r}, expected {FORMAT}", where=where)
+        try:
+            phases = {law.phase: law for law in map(PhaseLaw.from_dict, data["phases"])}
+            powers = [
+                PowerLaw(
+                    p["quantity"], float(p["a"]), float(p["b"]), tuple(p["a_interval"]), tuple(p["b_interval"]),
+                    float(p["offset"]), tuple(tuple(point) for point in p["points"]),
+                )
+                for p in data["power_laws"]
+            ]  # fmt: skip
+            bands = {
+                axis: {kind: Growth(g["exponent"], tuple(g["interval"]), g["verdict"]) for kind, g in kinds.items()}
+                for axis, kinds in data["growth"].items()
+            }
+            laws = cls(
+                data["space"], float(data["noise"]), tuple(map(float, data["budgets"])), phases, (),
+                {power.quantity: power for power in powers}, bands, data.get("held_out"), tuple(data["axes"]),
+            )  # fmt: skip
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise InputError(f"not the laws of a ladder ({error!r})", where=where) from None
+        if not laws.phases:
+            raise InputError("holds no phase, expected at least one", where=where)
+        return laws
+
+    def save(self, path: str | Path) -> None:
+        """Write as JSON."""
+        Path(path).write_text(json.dumps(self.to_dict(), indent=1) + "\n", encoding="utf-8")
+
+    @classmethod
+    def load(cls, path: str | Path) -> LadderLaws:
+        """Read laws.json.
+
+        Raises:
+            InputError: Where the file is missing or is not such a file.
+        """
+        try:
+            data = json.loads(Path(path).read_text(encoding="utf-8"))
+        except OSError as error:
+            raise InputError(error.strerror or "cannot be read", where=path) from None
+        except ValueError:
+            raise InputError("not JSON", where=path) from None
+        if not isinstance(data, dict):
+            raise InputError("not the laws of a ladder, expected an object", where=path)
+        return cls.from_dict(data, where=path)
+
+
+def fit_ladder(
+    runs: Mapping[str, ArrayLike],
+    *,
+    space: str | None = None,
+    noise: float | None = None,
+    seed: int = 0,
+    score: bool = True,
+) -> LadderLaws:
+    """The laws of a ladder from its runs.
+
+    Args:
+        runs: Columns of runs.csv: `phase`, `compute`, `loss`, and those that the phases searched (`flops_per_token`;
+            `compute_density`, `expansion_ratio`; `d_model`, ...); `state` where not all are complete, and the
+            dimensions, which tell repeats. A pruned run counts as one that would not have beaten the best complete
+            one of its phase and budget.
+        space: Name of the search space.
+        noise: Relative sd of a run over seeds where it is known; from repeats and residuals by default.
+        seed: For the draws behind the intervals.
+        score: Whether to predict the largest budget from the others as well.
+
+    Raises:
+        InputError: Where a column is missing or holds no number, or no phase has three complete runs.
+    """
+    table = _table(runs)
+    budgets = np.unique(table["compute"])
+    laws, axes = {}, []
+    for phase in (0, 1, 2):
+        part = {name: column[table["phase"] == phase] for name, column in table.items()}
+        forms = _forms(phase, part)
+        if forms:
+            law = PhaseLaw.fit(phase, forms, part, noise=noise, seed=seed)
+            laws[phase] = law
+            axes += [fitted for c in np.unique(part["compute"]) for fitted in _fits(law, part, float(c), noise, seed)]
+    if not laws:
+        raise InputError(
+            f"no phase with {LEAST_RUNS} complete runs that differ along its axes, expected at least one", where="runs"
+        )
+    best = laws[max(laws)]
+    ladder = LadderLaws(space, best.noise, tuple(map(float, budgets)), laws, tuple(axes), {}, {}, None)
+    ladder = replace(ladder, power_laws=_allocation(laws, table))
+    ladder = replace(ladder, power_laws=_power_laws(ladder), growth=_growth(ladder))
+    if not score or len(budgets) < 2:
+        return ladder
+    return replace(ladder, held_out=_hold_out(runs, table, ladder, noise, seed))
+
+
+def _table(runs: Mapping[str, ArrayLike]) -> dict[str, NDArray[Any]]:
+    """The usable rows as arrays: numbers, `censored` and `group`."""
+    for name in COLUMNS:
+        if name not in runs:
+            raise InputError(f"no such column, expected {', '.join(COLUMNS)} and the searched axes", where=name)
+    n = len(np.asarray(runs["loss"]))
+    state = np.char.lower(np.asarray(runs["state"], str)) if "state" in runs else np.full(n, "complete")
+    wanted = [*COLUMNS, "flops_per_token", "compute_density", "expansion_ratio", *DIMENSIONS]
+    table: dict[str, NDArray[Any]] = {}
+    for name in dict.fromkeys(wanted):
+        if name in runs:
+            try:
+                table[name] = np.asarray(runs[name]).astype(float)
+            except ValueError as error:
+                raise InputError(f"not a number ({error})", where=name) from None
+    with np.errstate(invalid="ignore"):
+        usable = np.isin(state, ("complete", "pruned")) & (table["compute"] > 0) & (table["loss"] > 0)
+    usable &= np.isfinite(table["loss"]) & np.isfinite(table["compute"])
+    complete = state == "complete"
+    table["censored"] = ~complete
+    for phase, compute in {(p, c) for p, c in zip(table["phase"][usable], table["compute"][usable], strict=True)}:
+        member = usable & (table["phase"] == phase) & (table["compute"] == compute)
+        if (member & complete).any():
+            table["loss"] = np.where(member & ~complete, table["loss"][member & complete].min(), table["loss"])
+        else:
+            usable &= ~member
+    identity = [table[name] for name in ("compute", *DIMENSIONS) if name in table]
+    table["group"] = group_of(identity) if len(identity) > 5 else np.arange(n)
+    return {name: column[usable] for name, column in table.items()}
+
+
+def _forms(phase: int, part: Mapping[str, NDArray[Any]]) -> dict[str, AxisForm]:
+    """The axes that a phase searched: their columns are there and have at least two values at some budget."""
+    if (~part["censored"]).sum() < LEAST_RUNS:
+        return {}
+    forms: dict[str, AxisForm] = {}
+    names = {0: ("flops_per_token",), 1: ("compute_density", "expansion_ratio"), 2: ("d_model", *FREED)}[phase]
+    for name in names:
+        x = part.get(name)
+        if x is None or not (np.isfinite(x) & (x > 0)).all():
+            continue
+        if max(len(np.unique(x[part["compute"] == c])) for c in np.unique(part["compute"])) < 2:
+            continue
+        if name == "compute_density":
+            forms[name] = AxisForm("pole_linear")
+        elif name == "expansion_ratio":
+            forms[name] = AxisForm("two_pole", _pole(part))
+        else:
+            forms[name] = AxisForm("quadratic_log")
+        forms[name].check(x, name)
+    return forms
+
+
+def _pole(part: Mapping[str, NDArray[Any]]) -> float:
+    """The expansion ratio's upper pole, from the experts of the runs; just above the runs where these are not told."""
+    if all(name in part for name in ("n_experts", "top_k", "n_shared_experts")):
+        shared = part["n_shared_experts"]
+        return float(np.max((part["n_experts"] + shared) / np.maximum(part["top_k"] + shared, 1)))
+    return 1.05 * float(part["expansion_ratio"].max())
+
+
+def _fits(
+    law: PhaseLaw, part: Mapping[str, NDArray[Any]], compute: float, noise: float | None, seed: int
+) -> list[FittedAxis]:
+    """The fits of a phase's axes at one budget: of its own complete runs, or the pooled law where these are too
+    few.
+    """
+    rows = (part["compute"] == compute) & ~part["censored"]
+    forms = {axis.name: axis.form for axis in law.axes}
+    own = {name: part[name][rows] for name in forms}
+    enough = rows.sum() >= 3 + 2 * len(forms) and all(len(np.unique(x)) >= 3 for x in own.values())
+    if enough:
+        fits = fit_axes(forms, own, part["loss"][rows], noise=noise or law.noise, seed=seed)
+    else:
+        bounds = {axis.name: _bounds(axis, own[axis.name]) for axis in law.axes}
+        fits = {name: law.axis_fit(name, compute, bounds[name], int(rows.sum())) for name in forms}
+    return [FittedAxis(compute, law.phase, name, fit, not enough) for name, fit in fits.items()]
+
+
+def _bounds(axis: LawAxis, x: Array) -> tuple[float, float]:
+    """The range of the runs, or one step around a single value."""
+    low, high = float(x.min()), float(x.max())
+    if low < high:
+        return low, high
+    t = axis.form.t(low)
+    return float(axis.form.x(t - axis.extent / 2)), float(axis.form.x(t + axis.extent / 2))
+
+
+def _allocation(laws: Mapping[int, PhaseLaw], table: Mapping[str, NDArray[Any]]) -> dict[str, PowerLaw]:
+    """FLOPs per token as they were, where no phase searched them."""
+    if 0 in laws or "flops_per_token" not in table:
+        return {}
+    budgets = np.unique(table["compute"])
+    used = np.array([np.median(table["flops_per_token"][table["compute"] == c]) for c in budgets])
+    if len(budgets) == 1:
+        b = 0.5437
+        a = float(used[0] / budgets[0] ** b)
+        return {"flops_per_token": PowerLaw("flops_per_token", a, b, (a, a), (b, b), 0.0, _points(budgets, used[None]))}
+    law = PowerLaw.through("flops_per_token", budgets, np.vstack([used, used]), _points(budgets, used[None]))
+    return {"flops_per_token": law}
+
+
+def _points(compute: Array, values: Array) -> tuple[tuple[float, float, float, float], ...]:
+    """(compute, value, low, high) from values (s, b) with the best in row 0."""
+    bounds = [interval(column[1:]) if len(column) > 1 else (column[0], column[0]) for column in values.T]
+    return tuple(
+        (float(c), float(v), float(low), float(high))
+        for c, v, (low, high) in zip(compute, values[0], bounds, strict=True)
+    )
+
+
+def _power_laws(ladder: LadderLaws) -> dict[str, PowerLaw]:
+    """Power laws of everything that a larger budget needs, through the phases' laws at the ladder's ends."""
+    budgets = np.array(ladder.budgets)
+    ends = np.array([budgets[0], budgets[-1]]) if len(budgets) > 1 else budgets[0] * np.array([1.0, 10.0])
+    searched = [(axis.name, law) for law in ladder.phases.values() for axis in law.axes]
+    quantities = [name for name, _ in searched]
+    if {"compute_density", "expansion_ratio"} <= set(quantities) and (0 in ladder.phases or ladder.power_laws):
+        quantities += ["active_params", "total_params"]
+    measured = {
+        name: [
+            (f.compute, f.fit.optimum, *f.fit.interval) for f in ladder.axes if f.axis == name and not f.pooled
+        ]
+        for name in quantities
+    }  # fmt: skip
+    laws = dict(ladder.power_laws)
+    for name in quantities:
+        offset = 6.0 if name == "compute_density" else 0.0
+        points = tuple(measured[name]) or _points(budgets, ladder.draws(name, budgets))
+        laws[name] = PowerLaw.through(name, ends, ladder.draws(name, ends), points, offset)
+    for name, law in searched:
+        offset = 6.0 if name == "compute_density" else 0.0
+        for side, at_ends, at_all in zip(
+            ("low", "high"), law.edges(name, ends), law.edges(name, budgets), strict=True
+        ):  # fmt: skip
+            quantity = f"{name}_{side}"
+            laws[quantity] = PowerLaw.through(quantity, ends, at_ends, _points(budgets, at_all), offset)
+    return laws
+
+
+def _growth(ladder: LadderLaws) -> dict[str, dict[str, Growth]]:
+    """Growth of each axis's band, by the phases' laws; none from a single budget."""
+    if len(ladder.budgets) < 2:
+        return {}
+    ends = np.array([ladder.budgets[0], ladder.budgets[-1]])
+    extents: Mapping[str, Callable[[Array, Array], Array]] = {
+        "relative": lambda low, high: np.log(high / low),
+        "absolute": lambda low, high: high - low,
+    }
+    return {
+        axis.name: {
+            kind: growth(ends, np.maximum(extent(*(e[1:] for e in law.edges(axis.name, ends))), 1e-9))
+            for kind, extent in extents.items()
+        }
+        for law in ladder.phases.values()
+        for axis in law.axes
+    }
+
+
+def _hold_out(
+    runs: Mapping[str, ArrayLike], table: Mapping[str, NDArray[Any]], ladder: LadderLaws, noise: float | None, seed: int
+) -> dict[str, Any] | None:
+    """The largest budget by the laws of the others, against its own runs."""
+    compute = ladder.budgets[-1]
+    smaller = np.asarray(runs["compute"]).astype(float) < compute * (1 - 1e-9)
+    try:
+        others = fit_ladder(
+            {name: np.asarray(column)[smaller] for name, column in runs.items()}, noise=noise, seed=seed, score=False
+        )
+    except InputError:
+        return None
+    axes = {}
+    for fitted in ladder.axes:
+        law = others.phases.get(fitted.phase)
+        if fitted.compute != compute or law is None or fitted.axis not in [axis.name for axis in law.axes]:
+            continue
+        value, span = others.predict(fitted.axis, compute)
+        (low, high), *_ = others.band(fitted.axis, compute)
+        found = fitted.fit.band()
+        form = fitted.fit.form
+        width = float(form.t(found.high) - form.t(found.low))
+        axes[fitted.axis] = {
+            "predicted": value,
+            "interval": list(span),
+            "band": [low, high],
+            "found": fitted.fit.optimum,
+            "found_interval": list(fitted.fit.interval),
+            "found_band": [found.low, found.high],
+            "error_in_band_widths": float(form.t(value) - form.t(fitted.fit.optimum)) / width if width > 0 else None,
+            "covered": bool(span[0] <= fitted.fit.interval[1] and fitted.fit.interval[0] <= span[1]),
+        }
+    predicted, span = others.predict("loss", compute)
+    outcome, outcome_span = ladder.phases[max(ladder.phases)].level([compute])[:, 0][0], None
+    last = [f for f in ladder.axes if f.compute == compute and f.phase == max(ladder.phases)]
+    if last:
+        outcome, outcome_span = last[0].fit.loss, list(last[0].fit.loss_interval)
+    return {
+        "compute": compute,
+        "loss": {
+            "predicted": predicted,
+            "interval": list(span),
+            "found": float(outcome),
+            "found_interval": outcome_span,
+            "error": predicted / float(outcome) - 1,
+            "covered": bool(outcome_span is None or (span[0] <= outcome_span[1] and outcome_span[0] <= span[1])),
+        },
+        "axes": axes,
+        **_score_runs(others, table, compute),
+    }
+
+
+def _score_runs(others: LadderLaws, table: Mapping[str, NDArray[Any]], compute: float) -> dict[str, Any]:
+    """How the smaller budgets' surrogates predict each complete run of the largest: rows, rmse_log, coverage at 95
+    %.
+    """
+    errors, inside = [], []
+    for phase, law in others.phases.items():
+        rows = (table["phase"] == phase) & (table["compute"] == compute) & ~table["censored"]
+        if not rows.any() or law.surrogate is None:
+            continue
+        h = np.full(int(rows.sum()), np.log(compute) - law.reference)
+        unit = np.column_stack([axis.w(table[axis.name][rows], h) + 0.5 for axis in law.axes])
+        mean, sd = law.surrogate.predict(compute, unit)
+        error = np.log(table["loss"][rows] / mean)
+        errors.append(error)
+        inside.append(np.abs(error) <= 1.96 * np.hypot(sd / mean, law.noise))
+    if not errors:
+        return {"rows": 0, "rmse_log": None, "coverage": None}
+    every = np.concatenate(errors)
+    return {
+        "rows": len(every),
+        "rmse_log": float(np.sqrt(np.mean(every**2))),
+        "coverage": float(np.concatenate(inside).mean()),
+    }
