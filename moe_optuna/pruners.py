@@ -57,10 +57,10 @@ class Forecast:
 def forecast(running: Curve, finished: Sequence[tuple[Curve, float]]) -> Forecast | None:
     """Predict where a curve ends, from the curves of finished trials on the same grid.
 
-    What a finished trial still gained after the step s, ``log final - log loss(s)``, is regressed on its loss at s and on
-    its fall since s/2, both standardised; conjugate Bayesian regression, slopes shrunk towards 0, so that two curves
-    give the mean gain with a wide interval and many give a line with a narrow one (Gelman et al., Bayesian Data
-    Analysis, chapter 14).
+    What a finished trial still gained after the step s, ``log final - log loss(s)``, is regressed on its loss at s and
+    on its fall since s/2, both standardised; conjugate Bayesian regression, slopes shrunk towards 0, so that two
+    curves give the mean gain with a wide interval and many give a line with a narrow one (Gelman et al., Bayesian
+    Data Analysis, chapter 14).
 
     Args:
         running: Losses reported so far.
@@ -100,10 +100,10 @@ def forecast(running: Curve, finished: Sequence[tuple[Curve, float]]) -> Forecas
 class BandPruner(BasePruner):
     """Stop a trial that will end outside the near-optimal band with at least the asked probability.
 
-    The final loss is forecast from the trial's reports and the curves of the finished trials, with an interval; the band
-    is what ends within `band` of the best finished loss. Report losses on the fixed grid of the token budget
-    (``trial.report(loss, grid index)``): curves meet at equal steps only. The fewer curves are finished, the wider the
-    interval and the rarer a stop; before `n_startup_trials` have finished, nothing is stopped.
+    The final loss is forecast from the trial's reports and the curves of the finished trials, with an interval; the
+    band is what ends within `band` of the best finished loss. Report losses on the fixed grid of the token budget
+    (``trial.report(loss, grid index)``): curves meet at equal steps only. The fewer curves are finished, the wider
+    the interval and the rarer a stop; before `n_startup_trials` have finished, nothing is stopped.
 
     The asked probability holds for a trial as a whole: the error that it admits is shared out over the trial's reports.
 
@@ -114,8 +114,8 @@ class BandPruner(BasePruner):
     Args:
         probability: How sure to be before a trial is stopped.
         band: Relative width of the near-optimal band.
-        noise: Relative standard deviation of a loss over seeds; estimated from repeated parameters by default, 0 without
-            any.
+        noise: Relative standard deviation of a loss over seeds; estimated from repeated parameters by default, 0
+            without any.
         n_startup_trials: Finished trials before the first stop.
 
     Raises:

@@ -1,0 +1,256 @@
+"""`Belief`: what the runs of a study and of its parents say about every architecture of a phase's lattice."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from moe_optuna.errors import InputError
+from moe_optuna.samplers import _compat
+from moe_optuna.samplers._acquisition import believe, expected_improvement, success, value_of_information
+from moe_optuna.samplers._design import squared_distances
+from moe_optuna.samplers._features import Features
+from moe_optuna.samplers._history import History, Run
+
+if TYPE_CHECKING:
+    from optuna.study import Study
+
+    from moe_optuna.laws.band import Optimum
+    from moe_optuna.laws.surrogate import Observations, Surrogate
+    from moe_optuna.space import Axis, Phase
+
+__all__ = ["Belief", "Parent"]
+
+Array = NDArray[np.float64]
+Indices = NDArray[np.intp]
+
+_BAND = 0.001
+_SHORTLIST = 384  # candidates whose joint posterior is worked out
+_EACH = 16  # runs up to which every new one refits the surrogate; beyond, one in _GROWTH of them
+_GROWTH = 1.125
+
+
+@dataclass
+class Parent:
+    """A study at another budget, read where it is.
+
+    Attributes:
+        study: The study.
+        compute: Its budget in FLOPs.
+        phase, features: What it is read for.
+        inputs: The surrogate's inputs of the architectures tried; an architecture's number is its place here.
+    """
+
+    study: Study
+    compute: float
+    phase: Phase
+    features: Features
+    inputs: list[Array] = field(default_factory=list)
+    _places: dict[tuple[float, ...], int] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, study: Study, phase: Phase, features: Features) -> Parent:
+        """The parent, checked.
+
+        Raises:
+            InputError: Where the study does not say its budget.
+        """
+        compute = _compat.study_user_attrs(study).get("compute")
+        if not isinstance(compute, (int, float)) or not compute > 0:
+            raise InputError(
+                f"user attribute 'compute' is {compute!r}, expected the budget in FLOPs", where=study.study_name
+            )
+        return cls(study, float(compute), phase, features)
+
+    @cached_property
+    def history(self) -> History:
+        return History(self._locate)
+
+    def runs(self) -> list[Run]:
+        """Runs with a loss or a bound of it, as of now.
+
+        Raises:
+            InputError: Where trials have finished but none has the phase's parameters.
+        """
+        trials = _compat.all_trials(self.study)
+        self.history.read(trials)
+        if not self.history.runs and any(trial.state.is_finished() and trial.params for trial in trials):
+            names = ", ".join(axis.name for axis in self.phase.axes)
+            raise InputError(f"no trial has the parameters {names}, expected a study of the same phase",
+                             where=self.study.study_name)  # fmt: skip
+        return self.history.informative
+
+    def _locate(self, params: Mapping[str, Any], attributes: Mapping[str, Any]) -> int | None:
+        if not all(axis.name in params for axis in self.phase.axes):
+            return None
+        unit = np.array([float(axis.to_unit([params[axis.name]])[0]) for axis in self.phase.axes])
+        inputs = self.features.of_trial(unit, attributes)
+        place = self._places.setdefault(tuple(np.round(inputs, 9)), len(self.inputs))
+        if place == len(self.inputs):
+            self.inputs.append(inputs)
+        return place
+
+
+class Belief:
+    """The surrogate over a phase's lattice, and the choice of the next run.
+
+    Args:
+        phase: Whose lattice.
+        features: What the surrogate sees of it.
+        parents: Studies at other budgets.
+        seed: For draws inside the surrogate.
+        n_startup: Runs before the surrogate chooses where no parent tells anything.
+    """
+
+    def __init__(
+        self, phase: Phase, features: Features, parents: Sequence[Parent], *, seed: int, n_startup: int | None
+    ) -> None:
+        self._phase = phase
+        self._inputs = features.all
+        self._axes: tuple[Axis | str, ...] = (*phase.axes, *features.names)
+        self._parents = parents
+        self._seed = seed % 2**31
+        self._n_startup = 2 * len(phase.axes) + 1 if n_startup is None else n_startup
+        self._base: tuple[tuple[int, ...], Surrogate] | None = None
+        self._state: tuple[tuple[int, ...], Surrogate] | None = None
+        self._prediction: tuple[Array, Array] | None = None
+        self._inherited = 0
+
+    # ---- learning
+
+    def learn(self, history: History) -> None:
+        """Take in all finished runs.
+
+        The law and the kernel are learned anew at run numbers that grow geometrically; between them further runs are
+        conditioned on. Which numbers these are depends on nothing but the count, so a reloaded study learns the same.
+        """
+        inherited = [(parent, parent.runs()) for parent in self._parents]
+        own = history.informative
+        self._inherited = sum(len(runs) for _, runs in inherited)
+        if not own and not self._inherited:
+            self._base = self._state = self._prediction = None
+            return
+        size = _scheduled(len(own))
+        parents = tuple(len(runs) for _, runs in inherited)
+        base, state = (id(history), size, *parents), (id(history), len(own), *parents)
+        if self._state and self._state[0] == state:
+            return
+        if not self._base or self._base[0] != base:
+            self._base = base, self._fit(inherited, own[:size])
+        surrogate = self._base[1]
+        if own[size:]:
+            surrogate = surrogate.condition(self._observations([], own[size:]))
+        self._state, self._prediction = (state, surrogate), None
+
+    @property
+    def informed(self) -> bool:
+        """Whether there is anything to learn from."""
+        return self._state is not None
+
+    def _fit(self, inherited: Sequence[tuple[Parent, list[Run]]], own: Sequence[Run]) -> Surrogate:
+        from moe_optuna.laws.surrogate import Surrogate
+
+        arrays = self._phase.lattice.arrays
+        shared = arrays["n_shared_experts"]
+        pole = float(((arrays["n_experts"] + shared) / np.maximum(arrays["top_k"] + shared, 1)).max())
+        surrogate = Surrogate(self._axes, pole=max(pole, 1 + 1e-6), seed=self._seed)
+        return surrogate.fit(self._observations(inherited, own))
+
+    def _observations(self, inherited: Sequence[tuple[Parent, list[Run]]], own: Sequence[Run]) -> Observations:
+        from moe_optuna.laws.surrogate import Observations
+
+        rows = [
+            (parent.compute, parent.inputs[run.index], run, (number + 1) * 10**9 + run.index)
+            for number, (parent, runs) in enumerate(inherited)
+            for run in runs
+        ]
+        rows += [(self._phase.compute, self._inputs[run.index], run, run.index) for run in own]
+        return Observations(
+            compute=np.array([compute for compute, *_ in rows]),
+            coordinates=np.array([unit for _, unit, *_ in rows]),
+            loss=np.array([run.loss for *_, run, _ in rows], dtype=float),
+            censored=np.array([run.censored for *_, run, _ in rows], dtype=bool),
+            group=np.array([group for *_, group in rows], dtype=np.int64),
+        )
+
+    # ---- answers
+
+    def predict(self) -> tuple[Array, Array]:
+        """Mean and sd of the noise-free loss of every architecture of the lattice, (m,), nats per token."""
+        if self._prediction is None:
+            self._prediction = self._surrogate.predict(self._phase.compute, self._inputs)
+        return self._prediction
+
+    def optimum(self, history: History) -> tuple[int, Optimum]:
+        """The architecture of the least expected loss among those that can be expected to finish."""
+        usable = np.flatnonzero(self._success(history, np.arange(len(self._inputs))) >= 0.5)
+        if not len(usable):
+            usable = np.arange(len(self._inputs))
+        found = self._surrogate.optimum(self._phase.compute, self._inputs[usable], width=_BAND)
+        return int(usable[found.index]), found
+
+    def choose(self, history: History, allowed: Indices, random: np.random.Generator) -> int | None:
+        """The architecture to run next, out of `allowed` (a,); ``None`` while the start is not complete."""
+        begun = len(history.taken)
+        if self._inherited:
+            guesses = self._guesses()
+            if begun < len(guesses):
+                target = guesses[begun]
+                distance = squared_distances(target[None], self._inputs[allowed])[0]
+                return int(allowed[np.argmin(distance)])
+        elif begun < self._n_startup or not self.informed:
+            return None
+        return self._most_telling(history, allowed)
+
+    def _guesses(self) -> list[Array]:
+        """The predicted optimum and the edges of its band along each axis, in unit coordinates."""
+        mean, _ = self.predict()
+        best = self._inputs[int(np.argmin(mean))]
+        guesses = [best]
+        for axis in range(len(self._phase.axes)):
+            band = self._surrogate.band(self._phase.compute, self._inputs, axis, width=_BAND)
+            for edge in (band.low, band.high):
+                guess = best.copy()
+                guess[axis] = edge
+                guesses.append(guess)
+        return guesses
+
+    def _most_telling(self, history: History, allowed: Indices) -> int:
+        mean, sd = self.predict()
+        noise = (self._surrogate.noise_ * float(mean.min())) ** 2
+        odds = self._success(history, allowed)
+        gain = expected_improvement(mean[allowed], sd[allowed], float(mean.min())) * odds
+        likely = allowed[np.argsort(-gain, kind="stable")[: _SHORTLIST // 2]]
+        promising = np.argsort(mean - 2 * sd, kind="stable")[: _SHORTLIST // 2]
+        pending = np.array(sorted(set(history.pending.values())), dtype=np.intp)
+        joint = np.unique(np.concatenate([likely, promising, pending]))
+        centre, cov = self._surrogate.joint(self._phase.compute, self._inputs[joint])
+        cov = believe(cov, noise, np.searchsorted(joint, pending))
+        worth = value_of_information(centre, cov, noise, _BAND)
+        worth = np.where(np.isin(joint, allowed), worth * self._success(history, joint), -1.0)
+        return int(joint[np.argmax(worth)])
+
+    def _success(self, history: History, indices: Indices) -> Array:
+        good = [run.index for run in history.runs if not run.failed]
+        unit = self._inputs
+        odds = success(unit[indices], unit[history.failed], unit[good])
+        odds[np.isin(indices, history.failed)] = 0.0
+        return odds
+
+    @property
+    def _surrogate(self) -> Surrogate:
+        assert self._state is not None
+        return self._state[1]
+
+
+def _scheduled(count: int) -> int:
+    """The largest number of runs up to `count` at which the surrogate is learned anew."""
+    size = min(count, _EACH)
+    while size < count and (grown := max(size + 1, int(size * _GROWTH))) <= count:
+        size = grown
+    return size

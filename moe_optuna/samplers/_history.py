@@ -1,0 +1,106 @@
+"""What the trials of a study say, in the form that a surrogate and a choice need."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from optuna.trial import FrozenTrial, TrialState
+
+from moe_optuna.pruners import finished_curves, forecast
+from moe_optuna.samplers._compat import claimed, enqueued_params
+
+__all__ = ["History", "Run"]
+
+Locate = Callable[[Mapping[str, Any], Mapping[str, Any]], int | None]
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """A finished trial that tells something about an architecture.
+
+    Attributes:
+        index: Which architecture, as `locate` numbers them.
+        loss: Final loss in nats per token, or the final loss that a pruned trial could hardly beat; ``None`` where the
+            trial failed or says nothing.
+        censored: Whether the trial was pruned.
+        failed: Whether the trial ended without a loss.
+    """
+
+    index: int
+    loss: float | None
+    censored: bool = False
+    failed: bool = False
+
+
+@dataclass
+class History:
+    """The trials of one study, read again and again while they grow; finished ones are looked at once.
+
+    Attributes:
+        locate: From parameters and user attributes to the number of an architecture, ``None`` where they mean none.
+        runs: Finished trials in the order in which they ended.
+        pending: Numbers of the architectures that run or wait in the queue now, by trial.
+        waiting: How many trials wait in the queue.
+    """
+
+    locate: Locate
+    runs: list[Run] = field(default_factory=list)
+    pending: dict[int, int] = field(default_factory=dict)
+    waiting: int = 0
+    _seen: set[int] = field(default_factory=set)
+    _curves: list[tuple[Mapping[int, float], float]] = field(default_factory=list)
+
+    def read(self, trials: Sequence[FrozenTrial]) -> None:
+        """Take in what has changed since the last call."""
+        fresh = [trial for trial in trials if trial.state.is_finished() and trial.number not in self._seen]
+        for trial in sorted(fresh, key=lambda trial: (str(trial.datetime_complete), trial.number)):
+            self._seen.add(trial.number)
+            index = self.locate(trial.params, trial.user_attrs)
+            if index is not None:
+                self.runs.append(self._run(trial, index))
+            self._curves += finished_curves([trial])
+        self.pending, self.waiting = {}, 0
+        for trial in trials:
+            if trial.state.is_finished():
+                continue
+            self.waiting += trial.state == TrialState.WAITING
+            index = claimed(trial)
+            if index is None:
+                index = self.locate(enqueued_params(trial), trial.user_attrs)
+            if index is not None:
+                self.pending[trial.number] = index
+
+    @property
+    def taken(self) -> set[int]:
+        """Architectures that some trial has proposed, whatever came of it."""
+        return {run.index for run in self.runs} | set(self.pending.values())
+
+    @property
+    def informative(self) -> list[Run]:
+        """The runs with a loss or a bound of it."""
+        return [run for run in self.runs if run.loss is not None]
+
+    @property
+    def failed(self) -> list[int]:
+        """Architectures that failed and never finished, without repetition."""
+        good = {run.index for run in self.runs if not run.failed}
+        return sorted({run.index for run in self.runs if run.failed} - good)
+
+    def _run(self, trial: FrozenTrial, index: int) -> Run:
+        if trial.state == TrialState.COMPLETE and trial.value is not None and _is_loss(trial.value):
+            return Run(index, trial.value)
+        if trial.state == TrialState.PRUNED:
+            curve = trial.intermediate_values
+            if not curve:
+                return Run(index, None, censored=True)
+            if _is_loss(curve[max(curve)]):
+                ahead = forecast(curve, self._curves)
+                return Run(index, ahead.interval(0.8)[0] if ahead else None, censored=True)
+        return Run(index, None, failed=True)
+
+
+def _is_loss(value: float) -> bool:
+    return math.isfinite(value) and value > 0

@@ -1,0 +1,296 @@
+"""`TriadSampler`: choose the next architecture of a phase's lattice so that the optimum and its band become known."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+from optuna.distributions import BaseDistribution
+from optuna.samplers import BaseSampler, RandomSampler
+from optuna.study import StudyDirection
+from optuna.trial import TrialState
+
+from moe_optuna.architecture import MoEArchitecture
+from moe_optuna.errors import InputError
+from moe_optuna.samplers import _compat
+from moe_optuna.samplers._belief import Belief, Parent
+from moe_optuna.samplers._design import fill
+from moe_optuna.samplers._features import Features
+from moe_optuna.samplers._history import History
+
+if TYPE_CHECKING:
+    from optuna.study import Study
+    from optuna.trial import FrozenTrial
+
+    from moe_optuna.space import Phase
+
+__all__ = ["Recommendation", "TriadSampler"]
+
+_logger = logging.getLogger("optuna.moe_optuna")
+_NEAR = 128  # lattice points whose fixed coordinates are nearest, tried where a float coordinate is fixed
+
+Indices = NDArray[np.intp]
+
+
+@dataclass(frozen=True, slots=True)
+class Recommendation:
+    """The surrogate's optimum: what a study has found, rather than its luckiest trial.
+
+    Attributes:
+        architecture: The architecture of the least expected loss.
+        coordinates: Its reduced coordinates by name.
+        loss: The expected loss without seed noise, nats per token.
+        interval: Its 95 % interval.
+        in_band: Probability that the loss is within the near-optimal band, 0.1 % of the least over the lattice.
+    """
+
+    architecture: MoEArchitecture
+    coordinates: dict[str, float]
+    loss: float
+    interval: tuple[float, float]
+    in_band: float
+
+
+class TriadSampler(BaseSampler):
+    """Sampler over a phase's lattice: every proposal is an architecture that meets the triad, and none comes twice.
+
+    It starts with points that cover the lattice, or, with parents, with the optimum that they predict and the edges of
+    its band. Then a surrogate, a scaling law with a Gaussian process on what the law misses, is asked at every
+    architecture of the lattice what a run there would tell about the optimum and the band. Running trials count as run;
+    pruned trials are lower bounds of their loss; what lies near failed trials is avoided.
+
+    What it proposes follows from `seed` and the trials in the storage alone, so that a study continues after a reload
+    as if it had not been interrupted, and processes that share a storage do not propose the same.
+
+    Once every architecture has been proposed, `Study.optimize` is stopped after the trial at hand. Whoever asks further
+    gets repeats, the most telling first, for runs with another seed.
+
+    Example::
+
+        phase = SearchSpace.load("cpu").phase_one(3e11)
+        sampler = TriadSampler(phase, seed=0)
+        study = optuna.create_study(sampler=sampler)
+        study.optimize(lambda trial: train(phase.suggest(trial)), n_trials=40)
+        sampler.recommend(study)
+
+    Args:
+        phase: What to search.
+        parents: Studies of the same phase at other budgets, each with its budget in FLOPs in the user attribute
+            `compute`. They are read where they are, at every call, and never copied.
+        seed: Seed of everything random here.
+        n_startup: Trials before the surrogate chooses; by default 2 for each axis and 1, or without a start where
+            parents tell enough.
+        independent_sampler: Sampler of parameters that are not of the phase; `RandomSampler` by default.
+    """
+
+    def __init__(
+        self,
+        phase: Phase,
+        *,
+        parents: Sequence[Study] = (),
+        seed: int | None = None,
+        n_startup: int | None = None,
+        independent_sampler: BaseSampler | None = None,
+    ) -> None:
+        self._phase = phase
+        self._parents = parents
+        self._seed = seed
+        self._n_startup = n_startup
+        self._independent_sampler = independent_sampler or RandomSampler(seed=seed)
+        self._entropy: int | None = seed
+        self._belief: Belief | None = None
+        self._histories: dict[tuple[int, int], History] = {}
+        self._lock = threading.RLock()
+
+    def __getstate__(self) -> dict[str, Any]:
+        # What has been read and learned can be read and learned again; locks do not travel.
+        return self.__dict__ | {"_belief": None, "_histories": {}, "_lock": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, _lock=threading.RLock())
+
+    def reseed_rng(self) -> None:
+        """Reseed the independent sampler; threads of one study see each other's proposals and need no other seed."""
+        self._independent_sampler.reseed_rng()
+
+    def before_trial(self, study: Study, trial: FrozenTrial) -> None:
+        self._independent_sampler.before_trial(study, trial)
+
+    def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
+        return {name: item for name, item in self._phase.distributions.items() if not item.single()}
+
+    def sample_relative(
+        self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+    ) -> dict[str, Any]:
+        self._check(study)
+        names = [name for name in search_space if name in self._phase.distributions]
+        params = {
+            name: self._independent_sampler.sample_independent(study, trial, name, distribution)
+            for name, distribution in search_space.items()
+            if name not in names
+        }
+        if names:
+            chosen = self._propose(study, trial, names)
+            params |= {name: chosen[name] for name in names}
+        return params
+
+    def sample_independent(
+        self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
+    ) -> Any:
+        self._check(study)
+        if param_name in self._phase.distributions:
+            raise InputError(
+                f"suggested with {param_distribution}, expected {self._phase.distributions[param_name]}; "
+                f"let `phase.suggest(trial)` do it",
+                where=param_name,
+            )
+        return self._independent_sampler.sample_independent(study, trial, param_name, param_distribution)
+
+    def after_trial(self, study: Study, trial: FrozenTrial, state: TrialState, values: Sequence[float] | None) -> None:
+        self._independent_sampler.after_trial(study, trial, state, values)
+        with self._lock:
+            history = self._read(study)
+            exhausted = not history.waiting and len(history.taken) >= len(self._phase.lattice)
+        if exhausted:
+            try:
+                study.stop()
+            except RuntimeError:  # ask and tell: nothing runs that could be stopped
+                return
+            _logger.info(f"All {len(self._phase.lattice)} architectures of {self._phase.name} have been proposed.")
+
+    def recommend(self, study: Study) -> Recommendation:
+        """The architecture that the surrogate expects to be best, with its uncertainty.
+
+        Architectures that failed, and those most of whose neighbours failed, are left out.
+
+        Raises:
+            InputError: Where neither the study nor a parent has a finished trial.
+        """
+        self._check(study)
+        with self._lock:
+            belief, history = self._learned(study), self._read(study)
+            if not belief.informed:
+                raise InputError("no finished trial, expected at least one", where=study.study_name)
+            index, optimum = belief.optimum(history)
+        coordinates = self._phase.coordinates[index]
+        return Recommendation(
+            architecture=self._phase.lattice[index],
+            coordinates={axis.name: float(x) for axis, x in zip(self._phase.axes, coordinates, strict=True)},
+            loss=optimum.loss,
+            interval=optimum.interval,
+            in_band=optimum.in_band,
+        )
+
+    # ---- proposing
+
+    def _propose(self, study: Study, trial: FrozenTrial, names: Sequence[str]) -> dict[str, Any]:
+        """Parameters for `names` that, with those that are fixed, mean a new architecture, claimed in the storage.
+
+        Where two processes claim the same one, at least one sees the other's claim after its own and chooses anew, so
+        that no two keep it.
+        """
+        fixed = {
+            name: value
+            for name, value in _compat.fixed_params(study, trial).items()
+            if name in self._phase.distributions and name not in names
+        }
+        refused: set[int] = set()
+        with self._lock:
+            while True:
+                source, index = self._choose(study, trial, fixed, refused)
+                if index is None:
+                    break
+                _compat.claim(study, trial, index)
+                rivals = (other for other in _compat.all_trials(study) if other.number != trial.number)
+                if index in refused or all(_compat.claimed(o) != index or o.state.is_finished() for o in rivals):
+                    break
+                refused.add(index)
+        return self._phase.params(source)
+
+    def _choose(
+        self, study: Study, trial: FrozenTrial, fixed: Mapping[str, Any], refused: set[int]
+    ) -> tuple[int, int | None]:
+        """The lattice point whose parameters to propose, and the one that they mean together with the fixed ones."""
+        history = self._read(study)
+        history.pending.pop(trial.number, None)
+        random = np.random.default_rng([self._base(), trial.number, len(refused)])
+        sources, meant = self._conditioned(fixed)
+        if not len(meant):
+            return int(sources[0]), None  # `phase.suggest` will say why nothing is near
+        taken = history.taken | refused
+        new = ~np.isin(meant, list(taken))
+        if not new.any():
+            failed = np.isin(meant, history.failed)
+            new = ~failed if not failed.all() else ~new
+            _logger.warning(f"Trial {trial.number} repeats an architecture: all that it may propose have been.")
+        allowed = meant[new]
+        belief = self._learned(study)
+        index = belief.choose(history, allowed, random)
+        if index is None:
+            index = fill(self._phase.unit, allowed, np.array(sorted(taken), dtype=np.intp), random)
+        return int(sources[meant == index][0]), index
+
+    def _conditioned(self, fixed: Mapping[str, Any]) -> tuple[Indices, Indices]:
+        """Lattice points to take the free parameters from, and those that they mean with the fixed ones, both (n,)."""
+        everything = np.arange(len(self._phase.lattice))
+        if not fixed:
+            return everything, everything
+        distance = np.zeros(len(everything))
+        exact = True
+        for position, axis in enumerate(self._phase.axes):
+            if axis.name not in fixed:
+                continue
+            if axis.choices:
+                distance[self._phase.coordinates[:, position] != fixed[axis.name]] = np.inf
+            else:
+                exact = False
+                distance += np.abs(self._phase.unit[:, position] - axis.to_unit([fixed[axis.name]])[0])
+        order = np.argsort(distance, kind="stable")
+        near = order[np.isfinite(distance[order])]
+        if exact:
+            return (near, near) if len(near) else (order[:1], near)
+        sources: dict[int, int] = {}
+        for source in near[:_NEAR]:
+            index = self._phase.index({**self._phase.params(int(source)), **fixed})
+            if index is not None:
+                sources.setdefault(index, int(source))
+        if not sources:
+            return order[:1], np.empty(0, dtype=np.intp)
+        return np.array(list(sources.values())), np.array(list(sources))
+
+    # ---- reading and learning
+
+    def _read(self, study: Study) -> History:
+        history = self._histories.setdefault(_compat.study_key(study), History(self._locate))
+        history.read(_compat.all_trials(study))
+        return history
+
+    def _learned(self, study: Study) -> Belief:
+        """What the study and its parents say, kept until they say more."""
+        if self._belief is None:
+            features = Features.of(self._phase)
+            parents = tuple(Parent.of(parent, self._phase, features) for parent in self._parents)
+            self._belief = Belief(self._phase, features, parents, seed=self._base(), n_startup=self._n_startup)
+        self._belief.learn(self._read(study))
+        return self._belief
+
+    def _locate(self, params: Mapping[str, Any], attributes: Mapping[str, Any]) -> int | None:
+        if not self._phase.distributions.keys() <= params.keys():
+            return None
+        index: int | None = self._phase.index(params)
+        return index
+
+    def _base(self) -> int:
+        if self._entropy is None:
+            self._entropy = int(np.random.SeedSequence().generate_state(1)[0])
+        return self._entropy
+
+    def _check(self, study: Study) -> None:
+        self._raise_error_if_multi_objective(study)
+        if study.direction != StudyDirection.MINIMIZE:
+            raise InputError("maximises, expected a study that minimises the loss", where=study.study_name)
