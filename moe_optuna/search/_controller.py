@@ -230,7 +230,7 @@ class Controller:
             for index, loss in message.get("reports") or [message["report"]]:
                 self._report(work, run, int(index), float(loss))
             if "report" in message:
-                self.executor.send(worker, {"go": not run.verdict and not self.stopping})
+                self.executor.send(worker, {"stop": True} if self.stopping else {"go": not run.verdict})
             return
         del self._running[worker]
         if run.verdict == "lost":
@@ -239,6 +239,9 @@ class Controller:
             self._finish(work, run, message.get("result", {}))
         elif "interrupted" in message:
             self._give_back(work, run)
+        elif "died" in message and not message["started"]:  # not the trial's doing: it was never read
+            self._running[worker] = run
+            self._launch(work, worker)
         elif "died" in message:
             self._retry(work, worker, run, f"the worker died, {message['died']}", fail=True)
         elif message["failed"]["kind"] == "trial":
@@ -316,12 +319,13 @@ class Controller:
         for worker in self._running:
             self.executor.send(worker, {"stop": True})
         deadline = time.monotonic() + self.grace
-        while self._running and time.monotonic() < deadline:
-            for worker, message in self.executor.wait(TICK):
-                if {"result", "interrupted"} & message.keys():
-                    self._handle(work, worker, message)
-                elif {"died", "failed"} & message.keys() and worker in self._running:
-                    self._give_back(work, self._running.pop(worker))
+        with contextlib.suppress(InputError):  # workers that cannot start; there is a first error on its way
+            while self._running and time.monotonic() < deadline:
+                for worker, message in self.executor.wait(TICK):
+                    if {"result", "interrupted"} & message.keys():
+                        self._handle(work, worker, message)
+                    elif {"died", "failed"} & message.keys() and worker in self._running:
+                        self._give_back(work, self._running.pop(worker))
         for worker in list(self._running):
             self._give_back(work, self._running.pop(worker))
 

@@ -20,13 +20,13 @@ from moe_optuna.search._slots import Slot
 
 __all__ = ["Executor", "LocalExecutor", "WorkerProcess"]
 
-STARTS = 3
+STARTS = 5
 """Starts of a worker, each ending before it was ready, after which it is given up."""
 
 
 class Executor(Protocol):
     """Where workers run. Workers are numbered; messages are those of `_channel`, and one more, which the executor
-    itself gives: ``{"died": reason}``, after which the worker is started anew."""
+    itself gives: ``{"died": reason, "started": whether it had ever been ready}``, after which a new one is started."""
 
     @property
     def workers(self) -> int:
@@ -114,6 +114,7 @@ class LocalExecutor:
         self._logs = logs
         self._selector = selectors.DefaultSelector()
         logs.mkdir(parents=True, exist_ok=True)
+        self._broken: InputError | None = None
         self._failed_starts = [0] * len(self._slots)
         self._workers = [self._start(slot) for slot in self._slots]
 
@@ -138,6 +139,8 @@ class LocalExecutor:
         Raises:
             InputError: Where a worker cannot even start.
         """
+        if self._broken:
+            raise self._broken
         arrived: list[tuple[int, Message]] = []
         for key, _ in self._selector.select(timeout):
             index: int = key.data
@@ -149,9 +152,10 @@ class LocalExecutor:
                 worker.channel.close()
                 self._failed_starts[index] = 0 if worker.ready else self._failed_starts[index] + 1
                 if self._failed_starts[index] == STARTS:
-                    raise InputError(f"a worker cannot start: {reason}", where=self._log(self._slots[index]))
+                    self._broken = InputError(f"a worker cannot start: {reason}", where=self._log(self._slots[index]))
+                    raise self._broken
                 self._workers[index] = self._start(self._slots[index])
-                arrived.append((index, {"died": reason}))
+                arrived.append((index, {"died": reason, "started": worker.ready}))
             else:
                 worker.ready = worker.ready or any("ready" in message for message in messages)
                 arrived += [(index, message) for message in messages if "ready" not in message]

@@ -199,7 +199,7 @@ class _Ladder:
         from moe_optuna.search.blueprint import plan
 
         laws = self._fit()
-        held_out = None if prediction is None else _compare(prediction, outcome)
+        held_out = _compare(laws, prediction, outcome)
         blueprint = plan(self.space.target, laws=laws, space=self.space)
         self.runs.write()
         _write_json(self.out / "laws.json", laws.to_dict(), held_out)
@@ -319,7 +319,7 @@ class _Ladder:
         slope, intercept = np.polyfit(log_compute, log_m, 1)
         return math.exp(intercept + slope * math.log(compute))
 
-    def _prediction(self, compute: float) -> dict[str, Any]:
+    def _prediction(self, compute: float) -> dict[str, Any] | None:
         """What the smaller budgets say about this one, made before its first trial and kept."""
         for phase in (0, 1):
             if (text := self._recorded(phase, compute, "prediction")) is not None:
@@ -327,7 +327,11 @@ class _Ladder:
                 return found
         from moe_optuna.search.blueprint import plan
 
-        return plan(compute, laws=self._fit(), space=self.space).to_dict()
+        try:
+            return plan(compute, laws=self._fit(), space=self.space).to_dict()
+        except InputError as error:  # too few runs for a law: the search goes on without
+            self.clock.observe(Event("note", compute, message=f"no prediction: {error}"))
+            return None
 
     def _fit(self) -> LadderLaws:
         from moe_optuna.laws import fit_ladder
@@ -397,23 +401,21 @@ def _coordinates(found: Recommendation | None) -> dict[str, float]:
     return {name: getattr(found.architecture, name) for name in ("compute_density", "expansion_ratio")}
 
 
-def _compare(prediction: dict[str, Any], outcome: Recommendation) -> dict[str, Any]:
-    """The largest budget: what was predicted, what was found."""
+def _compare(laws: LadderLaws, recorded: dict[str, Any] | None, outcome: Recommendation) -> dict[str, Any] | None:
+    """The largest budget: what the smaller ones say about it, what was recorded before its first trial, what was
+    found."""
+    if recorded is None:
+        return None
     architecture = outcome.architecture
     found = {
+        "architecture": architecture.to_dict(),
         "loss": outcome.loss,
         "interval": list(outcome.interval),
-        "architecture": architecture.to_dict(),
         "flops_per_token": architecture.non_embedding.flops_per_token,
         "compute_density": architecture.compute_density,
         "expansion_ratio": architecture.expansion_ratio,
     }
-    return {
-        "compute": prediction["compute"],
-        "prediction": prediction,
-        "outcome": found,
-        "loss_error": prediction["predicted_loss"] / outcome.loss - 1,
-    }
+    return {**(laws.held_out or {}), "compute": recorded["compute"], "recorded": recorded, "outcome": found}
 
 
 def _write_json(path: Path, payload: dict[str, Any], held_out: dict[str, Any] | None) -> None:

@@ -173,8 +173,8 @@ def _run(link: Link, functions: TrialFunctions, task: dict[str, Any]) -> None:
         result = link.resume(folder)
         if result is None:
             result = functions.run(task, link)
-            if link.stopping and result.get("stopped", True):
-                link.send({"interrupted": True})
+            if result.get("stopped"):
+                link.send({"interrupted": True} if link.stopping else {"result": result})
                 return
         link.finish(result)
 

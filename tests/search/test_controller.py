@@ -1,0 +1,205 @@
+"""The controller on real worker processes; a training is a formula."""
+
+import json
+import os
+import signal
+import threading
+
+import optuna
+import pytest
+from instant_trials import loss_of
+from optuna.trial import TrialState
+from small_phase import SmallPhase, architecture
+from small_search import open_study, run
+
+from moe_optuna import InputError
+from moe_optuna.search._controller import RETRIES
+
+
+def states(study):
+    return [trial.state.name for trial in study.trials]
+
+
+def expected(trial, compute=1e9):
+    """The loss that the trial must have."""
+    chosen = architecture(8 * (trial.params["index"] + 1)).to_dict()
+    return loss_of({"architecture": chosen, "seed": trial.user_attrs["seed"], "compute": compute})
+
+
+def test_a_study_is_brought_to_its_trials_with_the_right_losses(tmp_path):
+    study = run(tmp_path, trials=25, workers=3)
+    assert states(study) == ["COMPLETE"] * 25
+    for trial in study.trials:
+        assert trial.value == pytest.approx(expected(trial), rel=1e-12)
+        assert sorted(trial.intermediate_values) == [1, 2, 3, 4]
+        assert trial.user_attrs["tokens"] == SmallPhase().tokens(architecture(trial.user_attrs["d_model"]))
+    assert not list((tmp_path / "checkpoints" / "small").iterdir())
+    assert len(run(tmp_path, trials=25).trials) == 25  # there already
+
+
+def test_one_worker_does_what_study_optimize_does(tmp_path):
+    phase = SmallPhase()
+    reference = optuna.create_study(sampler=optuna.samplers.TPESampler(seed=3))
+
+    def objective(trial):
+        chosen = phase.suggest(trial)
+        return loss_of({"architecture": chosen.to_dict(), "seed": 0, "compute": 1e9})
+
+    reference.optimize(objective, n_trials=30)
+    study = run(tmp_path, trials=30, workers=1, settings={"sampler": optuna.samplers.TPESampler(seed=3)})
+    assert [trial.params for trial in study.trials] == [trial.params for trial in reference.trials]
+    assert [trial.value for trial in study.trials] == pytest.approx([trial.value for trial in reference.trials])
+
+
+def test_the_pruner_is_obeyed_at_its_step(tmp_path):
+    settings = {"pruner": optuna.pruners.ThresholdPruner(upper=3.3, n_warmup_steps=2)}
+    study = run(tmp_path, trials=20, settings=settings)
+    pruned = [trial for trial in study.trials if trial.state == TrialState.PRUNED]
+    complete = [trial for trial in study.trials if trial.state == TrialState.COMPLETE]
+    assert pruned
+    assert complete
+    for trial in pruned:
+        assert max(trial.intermediate_values) < 4
+        assert trial.value == trial.intermediate_values[max(trial.intermediate_values)]
+    for trial in complete:
+        assert all(loss <= 3.3 for step, loss in trial.intermediate_values.items() if step >= 2)
+
+
+def test_an_enqueued_trial_keeps_its_seed(tmp_path):
+    study = open_study(tmp_path)
+    for seed in (5, 6):
+        study.enqueue_trial({"index": 7}, user_attrs={"seed": seed})
+    study = run(tmp_path, trials=3)
+    assert [trial.user_attrs["seed"] for trial in study.trials] == [5, 6, 0]
+    assert study.trials[0].value == pytest.approx(expected(study.trials[0]), rel=1e-12)
+    assert study.trials[0].value != study.trials[1].value
+
+
+def test_a_killed_worker_costs_one_attempt_and_the_trial_resumes(tmp_path):
+    log = tmp_path / "log"
+    study = run(tmp_path, trials=6, recipe={"once": str(tmp_path / "once"), "log": str(log)})
+    assert states(study) == ["COMPLETE"] * 6
+    trained = [tuple(json.loads(line)) for line in log.read_text().splitlines()]
+    assert sorted(trained) == sorted(set(trained))  # no step was trained a second time
+    assert len(trained) == 24
+
+
+def test_a_trial_that_always_kills_its_worker_fails_and_is_not_tried_again(tmp_path):
+    study = run(tmp_path, trials=12, widths=4, workers=1, recipe={"killing": [16]})
+    failed = [trial for trial in study.trials if trial.state == TrialState.FAIL]
+    assert len(failed) == 1
+    assert "SIGKILL" in failed[0].user_attrs["reason"]
+    assert f"tried {RETRIES + 1} times" in failed[0].user_attrs["reason"]
+    complete = [trial for trial in study.trials if trial.state == TrialState.COMPLETE]
+    assert len(complete) == 12
+    for trial in study.trials:  # proposed again, it is pruned with the reason, and not trained
+        if trial.params["index"] == 1 and trial is not failed[0] and trial.number > failed[0].number:
+            assert trial.state == TrialState.PRUNED
+            assert trial.user_attrs["infeasible"].startswith("failed before")
+            assert not trial.intermediate_values
+
+
+@pytest.mark.parametrize(
+    ("recipe", "reason"),
+    [
+        ({"raising": [16]}, "RuntimeError: width 16 does not train"),
+        ({"diverging": [16]}, "the loss is nan at report 2"),
+        ({"hungry": [16]}, "MemoryError"),
+    ],
+)
+def test_a_failing_architecture_is_recorded_with_its_reason(tmp_path, recipe, reason):
+    study = run(tmp_path, trials=8, widths=4, workers=1, recipe=recipe)
+    failed = [trial for trial in study.trials if trial.state == TrialState.FAIL]
+    assert [trial.user_attrs["reason"].startswith(reason) for trial in failed] == [True]
+    assert failed[0].params == {"index": 1}
+    assert sum(trial.state == TrialState.COMPLETE for trial in study.trials) == 8
+
+
+def test_a_study_in_which_everything_fails_ends(tmp_path):
+    with pytest.raises(InputError, match=r"small: \d+ trials failed, the last: RuntimeError: width"):
+        run(tmp_path, trials=4, recipe={"raising": list(range(0, 400, 8))})
+
+
+def test_a_full_disk_stops_the_search_and_loses_nothing(tmp_path):
+    with pytest.raises(InputError, match=f"No space left on device; tried {RETRIES + 1} times; the same command"):
+        run(tmp_path, trials=20, widths=4, recipe={"full_disk": [16]})
+    before = open_study(tmp_path).trials
+    assert {trial.state for trial in before} == {TrialState.COMPLETE, TrialState.WAITING}
+    after = run(tmp_path, trials=20, widths=4).trials  # somebody made room
+    assert [trial.state for trial in after] == [TrialState.COMPLETE] * 20
+    assert [trial.params for trial in after[: len(before)]] == [trial.params for trial in before]
+
+
+def test_data_that_is_missing_stops_the_search_before_a_trial(tmp_path):
+    def prepare(controller, executor):
+        controller.prepare({"missing": "corpus.bin"})
+
+    with pytest.raises(InputError, match=r"corpus.bin"):
+        run(tmp_path, interrupt=prepare)
+    assert open_study(tmp_path).trials == []
+
+
+def test_a_stop_saves_gives_back_and_resumes_where_it_was(tmp_path):
+    log = tmp_path / "log"
+    recipe = {"reports": 50, "seconds": 0.005, "log": str(log)}
+
+    def stop_soon(controller, executor):
+        def observe(event):
+            controller.stopping = event.kind == "report" and event.fraction > 0.3 and event.trial >= 3
+
+        controller.observer = observe
+
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, trials=6, recipe=recipe, interrupt=stop_soon)
+    before = open_study(tmp_path).trials
+    assert TrialState.RUNNING not in {trial.state for trial in before}
+    study = run(tmp_path, trials=6, recipe=recipe)
+    assert states(study) == ["COMPLETE"] * 6
+    trained = [tuple(json.loads(line)) for line in log.read_text().splitlines()]
+    assert len(trained) == len(set(trained)) == 300
+
+
+def test_no_trial_is_lost_while_workers_are_killed(tmp_path):
+    """The soak of a thousand trials in small; benchmarks/controller.py runs the whole."""
+    done = threading.Event()
+
+    def massacre(controller, executor):
+        def kill():
+            for turn in range(12):
+                if done.wait(0.3):
+                    return
+                with_pid = executor.processes[turn % len(executor.processes)]
+                try:
+                    os.kill(with_pid, signal.SIGKILL)
+                except ProcessLookupError:
+                    continue
+
+        threading.Thread(target=kill, daemon=True).start()
+
+    try:
+        study = run(tmp_path, trials=60, workers=3, recipe={"seconds": 0.01}, interrupt=massacre)
+    finally:
+        done.set()
+    assert states(study) == ["COMPLETE"] * 60
+    assert all(trial.value == pytest.approx(expected(trial), rel=1e-12) for trial in study.trials)
+
+
+def test_workers_end_with_their_controller(tmp_path):
+    pids = []
+    run(tmp_path, trials=4, interrupt=lambda controller, executor: pids.extend(executor.processes))
+    assert len(pids) == 2
+    for pid in pids:
+        with pytest.raises(ProcessLookupError):
+            os.kill(pid, 0)
+
+
+def test_a_worker_that_cannot_start_says_why(tmp_path, monkeypatch):
+    import small_search
+
+    monkeypatch.setattr(small_search, "LocalExecutor", _missing_module(small_search.LocalExecutor))
+    with pytest.raises(InputError, match=r"worker-0.log: a worker cannot start: .*No module named 'absent_trials'"):
+        run(tmp_path, workers=1)
+
+
+def _missing_module(executor):
+    return lambda slots, **settings: executor(slots, **{**settings, "module": "absent_trials"})

@@ -1,0 +1,71 @@
+import os
+
+import pytest
+
+from moe_optuna import InputError
+from moe_optuna.search import _slots
+from moe_optuna.search._slots import Slot, find_gpus, local_slots
+
+
+@pytest.fixture
+def machine(monkeypatch):
+    def make(cores, gpus=""):
+        monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(cores)))
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", gpus)
+
+    return make
+
+
+def test_one_worker_a_core_with_one_thread(machine):
+    machine(cores=4)
+    assert [(slot.cores, slot.threads, slot.devices) for slot in local_slots(None)] == [
+        ((core,), 1, ()) for core in range(4)
+    ]
+
+
+def test_fewer_workers_share_the_cores_out(machine):
+    machine(cores=5)
+    assert [slot.cores for slot in local_slots(2)] == [(0, 1), (2, 3)]
+    assert local_slots(2)[0].threads == 2
+
+
+def test_more_workers_than_cores_are_not_pinned(machine):
+    machine(cores=2)
+    assert [(slot.cores, slot.threads) for slot in local_slots(3)] == [((), 1)] * 3
+
+
+def test_gpus_in_sets_and_shared(machine):
+    machine(cores=16, gpus="0,1,2,3,4")
+    assert [slot.devices for slot in local_slots(None, 2)] == [("0", "1"), ("2", "3")]
+    assert [slot.devices for slot in local_slots(3, 4)] == [("0", "1", "2", "3")] * 3
+    assert len(local_slots(None)) == 5
+
+
+@pytest.mark.parametrize(
+    ("workers", "devices", "gpus"), [(0, 1, ""), (-1, 1, ""), (1, 0, ""), (1, 2, ""), (1, 3, "0,1")]
+)
+def test_what_cannot_be_is_refused(machine, workers, devices, gpus):
+    machine(cores=2, gpus=gpus)
+    with pytest.raises(InputError, match="expected"):
+        local_slots(workers, devices)
+
+
+def test_a_worker_inherits_nothing_of_a_launcher(monkeypatch):
+    launcher = {"LOCAL_RANK": "1", "RANK": "3", "WORLD_SIZE": "8", "MASTER_PORT": "1", "MASTER_ADDR": "h"}
+    launcher |= {"NODE_RANK": "2", "SLURM_NTASKS": "8", "TORCHELASTIC_RUN_ID": "x", "HOME_RANKING": "kept"}
+    for name, value in launcher.items():
+        monkeypatch.setenv(name, value)
+    environment = Slot(0, ("3",), (1, 2), 2).environment()
+    assert set(launcher) & set(environment) == {"HOME_RANKING"}
+    assert environment["CUDA_VISIBLE_DEVICES"] == "3"
+    assert environment["OMP_NUM_THREADS"] == "2"
+
+
+def test_gpus_are_found_without_cuda(monkeypatch):
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setattr(_slots.subprocess, "run", lambda *_, **__: type("R", (), {"returncode": 0, "stdout": "0\n1\n"}))
+    assert find_gpus() == ("0", "1")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert find_gpus() == ()
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-12ab, 3")
+    assert find_gpus() == ("GPU-12ab", "3")
