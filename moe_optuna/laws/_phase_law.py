@@ -135,7 +135,7 @@ class PhaseLaw:
     # ---- what it says at a budget
 
     def draws(self, number: int = DRAWS) -> Array:
-        """The best coefficients in the first row, then draws of them, (number + 1, q)."""
+        """The best coefficients in the first row, then draws of them, (1 + number, q)."""
         values, vectors = np.linalg.eigh(self.covariance)
         normal = np.random.default_rng(self.seed).standard_normal((number, len(values)))
         sampled = self.theta + (normal * np.sqrt(np.maximum(values, 0))) @ vectors.T
@@ -171,18 +171,12 @@ class PhaseLaw:
         reach = np.minimum(reach, 1.0)
         return axis.x(place - reach, h), axis.x(place + reach, h)
 
-    def excess(self, compute: float, columns: Mapping[str, ArrayLike]) -> Array:
-        """Predicted relative excess of loss over the least for candidates (m,), by the axes that `columns` holds."""
-        total: Array = np.zeros(1)
-        for axis in self.axes:
-            if axis.name in columns:
-                total = total + self.cost(axis.name, compute, columns[axis.name])[0]
-        return np.asarray(np.expm1(total))
-
-    def cost(self, name: str, compute: float, values: ArrayLike) -> Array:
-        """Log of loss over the least along one axis, for values (m,): the best in row 0, then draws, (s, m)."""
+    def cost(self, name: str, compute: float, values: ArrayLike, draws: int = DRAWS) -> Array:
+        """Log of loss over the least along one axis, for values (m,): the best in row 0, then draws, (1 + draws,
+        m).
+        """
         h = self._h(compute)
-        axis, place, strength = self._axis(name, h)
+        axis, place, strength = self._axis(name, h, draws)
         delta, R = axis.w(values, h) - place, axis.curvature_range
         return np.asarray(strength * (delta**2 if R == 0 else 2 * (np.cosh(np.clip(R * delta, -30, 30)) - 1) / R**2))
 
@@ -207,10 +201,10 @@ class PhaseLaw:
     def _h(self, compute: ArrayLike) -> Array:
         return np.asarray(np.log(np.asarray(compute, float)) - self.reference)
 
-    def _axis(self, name: str, h: Array) -> tuple[LawAxis, Array, Array]:
+    def _axis(self, name: str, h: Array, draws: int = DRAWS) -> tuple[LawAxis, Array, Array]:
         """An axis, its optimum w and its curvature at h (b,), (s, b) each."""
         index = [axis.name for axis in self.axes].index(name)
-        place, drift, curve, growth = self.draws()[:, 3:].reshape(-1, 4, len(self.axes))[:, :, index].T[..., None]
+        place, drift, curve, growth = self.draws(draws)[:, 3:].reshape(-1, 4, len(self.axes))[:, :, index].T[..., None]
         strength = np.exp(np.clip(curve + growth * h, -20, 5))
         return self.axes[index], np.clip(place + drift * h, -1, 1), strength
 

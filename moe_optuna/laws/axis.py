@@ -23,7 +23,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -31,7 +31,7 @@ from numpy.typing import ArrayLike, NDArray
 from moe_optuna.errors import InputError
 from moe_optuna.laws.band import BAND, Band, interval
 
-__all__ = ["AxisFit", "AxisForm", "fit_axes", "fit_axis"]
+__all__ = ["AxisFit", "AxisForm", "FormName", "fit_axes", "fit_axis"]
 
 Array = NDArray[np.float64]
 FormName = Literal["pole_linear", "two_pole", "quadratic_log"]
@@ -126,6 +126,39 @@ class AxisFit:
     points: int
     draws: Array = field(repr=False, compare=False)
 
+    @classmethod
+    def of(
+        cls,
+        form: AxisForm,
+        coefficients: Array,
+        bounds: tuple[float, float],
+        *,
+        noise: float,
+        points: int,
+        error: float,
+    ) -> AxisFit:
+        """The fit with the coefficients (a, b, c) in the first row and their draws in the others, (1 + s, 3).
+
+        Args:
+            error: Standard error of a fitted loss, nats per token.
+        """
+        best, draws = coefficients[:1], coefficients[1:]
+        optima = _optima(form, coefficients, bounds)
+        losses = _least(form, coefficients, bounds) + coefficients[:, 2]
+        return cls(
+            form=form,
+            coefficients=dict(zip("abc", map(float, best[0]), strict=True)),
+            range=bounds,
+            optimum=float(optima[0]),
+            interval=interval(optima[1:]),
+            loss=float(losses[0]),
+            loss_interval=interval(losses[1:]),
+            noise=noise,
+            noise_width=max(BAND, 1.96 * error / float(losses[0])),
+            points=points,
+            draws=draws,
+        )
+
     def predict(self, x: ArrayLike) -> Array:
         """Loss along the axis, nats per token."""
         x = np.asarray(x, float)
@@ -152,28 +185,6 @@ class AxisFit:
     def losses(self) -> Array:
         """The least loss of each draw, (s,)."""
         return np.asarray((self.form.basis(self.optima()) * self.draws[:, :2]).sum(1) + self.draws[:, 2])
-
-    def to_dict(self) -> dict[str, Any]:
-        """An entry of `axes` in laws.json, without the budget and names of phase and axis."""
-        near, noisy = self.band(), self.band(self.noise_width)
-        return {
-            "form": self.form.name,
-            "coefficients": {
-                **self.coefficients,
-                **({"pole": self.form.pole} if self.form.name == "two_pole" else {}),
-            },
-            "range": list(self.range),
-            "optimum": self.optimum,
-            "interval": list(self.interval),
-            "band": [near.low, near.high],
-            "band_intervals": [list(near.low_interval), list(near.high_interval)],
-            "band_noise": [noisy.low, noisy.high],
-            "noise": self.noise,
-            "noise_width": self.noise_width,
-            "loss": self.loss,
-            "loss_interval": list(self.loss_interval),
-            "points": self.points,
-        }
 
 
 def fit_axis(
@@ -230,30 +241,22 @@ def fit_axes(
     ranges = {name: (float(values.min()), float(values.max())) for name, values in x.items()}
     design = np.column_stack([form.basis(x[name]) for name, form in forms.items()] + [np.ones_like(y)])
     best, sampled, sd, error = _regress(design, y, noise, draws, np.random.default_rng(seed))
-    width = max(BAND, 1.96 * error / float(y.min()))
 
-    pairs = {name: slice(2 * i, 2 * i + 2) for i, name in enumerate(forms)}
-    least = {name: _least(form, best[None, pairs[name]], ranges[name])[0] for name, form in forms.items()}
-    sampled_least = {name: _least(form, sampled[:, pairs[name]], ranges[name]) for name, form in forms.items()}
-    total, sampled_total = best[-1] + sum(least.values()), sampled[:, -1] + sum(sampled_least.values())
-    fits = {}
-    for name, form in forms.items():
-        mine = np.append(best[pairs[name]], total - least[name])
-        theirs = np.column_stack([sampled[:, pairs[name]], sampled_total - sampled_least[name]])
-        fits[name] = AxisFit(
-            form=form,
-            coefficients=dict(zip("abc", map(float, mine), strict=True)),
-            range=ranges[name],
-            optimum=float(_optima(form, mine[None], ranges[name])[0]),
-            interval=interval(_optima(form, theirs, ranges[name])),
-            loss=float(total),
-            loss_interval=interval(sampled_total),
+    table = np.vstack([best, sampled])
+    pairs = {name: table[:, 2 * i : 2 * i + 2] for i, name in enumerate(forms)}
+    least = {name: _least(form, pairs[name], ranges[name]) for name, form in forms.items()}
+    total = table[:, -1] + np.sum(list(least.values()), axis=0)
+    return {
+        name: AxisFit.of(
+            form,
+            np.column_stack([pairs[name], total - least[name]]),
+            ranges[name],
             noise=sd / float(np.median(y)),
-            noise_width=width,
             points=len(y),
-            draws=theirs,
+            error=error,
         )
-    return fits
+        for name, form in forms.items()
+    }
 
 
 def _regress(

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from numpy.typing import ArrayLike, NDArray
 from moe_optuna.architecture import DIMENSIONS
 from moe_optuna.errors import InputError
 from moe_optuna.laws._phase_law import LawAxis, PhaseLaw, group_of
-from moe_optuna.laws.axis import Array, AxisFit, AxisForm, fit_axes
+from moe_optuna.laws.axis import Array, AxisFit, AxisForm, FormName, fit_axes
 from moe_optuna.laws.band import Growth, growth, interval
 
 __all__ = ["FittedAxis", "LadderLaws", "PowerLaw", "fit_ladder"]
@@ -72,22 +72,53 @@ class PowerLaw:
 
 @dataclass(frozen=True)
 class FittedAxis:
-    """The fit of one axis at one budget.
+    """The fit of one axis at one budget, as laws.json holds it: `AxisFit` with its band in numbers.
 
     Attributes:
-        pooled: Whether it leans on the other budgets, since this one's own runs do not suffice.
+        compute, phase, axis: The budget in FLOPs, the phase, and the axis.
+        pooled: Whether the fit leans on the other budgets, since this one's own runs do not suffice.
+        band, band_intervals: Edges of the 0.1 % band, and their 95 % intervals.
+        band_noise: Edges of the band at `noise_width`, the smallest excess that the runs can tell from none.
     """
 
     compute: float
     phase: int
     axis: str
-    fit: AxisFit
     pooled: bool
+    form: FormName
+    coefficients: Mapping[str, float]
+    range: tuple[float, float]
+    optimum: float
+    interval: tuple[float, float]
+    band: tuple[float, float]
+    band_intervals: tuple[tuple[float, float], tuple[float, float]]
+    band_noise: tuple[float, float]
+    noise: float
+    noise_width: float
+    loss: float
+    loss_interval: tuple[float, float]
+    points: int
 
-    def to_dict(self) -> dict[str, Any]:
-        return {
-            "compute": self.compute, "phase": self.phase, "axis": self.axis, "pooled": self.pooled, **self.fit.to_dict()
-        }  # fmt: skip
+    @classmethod
+    def of(cls, compute: float, phase: int, axis: str, fit: AxisFit, *, pooled: bool) -> FittedAxis:
+        near, noisy = fit.band(), fit.band(fit.noise_width)
+        pole = {"pole": fit.form.pole} if np.isfinite(fit.form.pole) else {}
+        return cls(
+            compute, phase, axis, pooled, fit.form.name, {**fit.coefficients, **pole}, fit.range, fit.optimum,
+            fit.interval, (near.low, near.high), (near.low_interval, near.high_interval), (noisy.low, noisy.high),
+            fit.noise, fit.noise_width, fit.loss, fit.loss_interval, fit.points,
+        )  # fmt: skip
+
+    @property
+    def curve(self) -> AxisForm:
+        """The form with its pole."""
+        return AxisForm(self.form, float(self.coefficients.get("pole", np.inf)))
+
+    def predict(self, x: ArrayLike) -> Array:
+        """Loss along the axis with the others at their best, nats per token."""
+        columns = self.curve.basis(np.atleast_1d(np.asarray(x, float)))
+        weights = np.array([self.coefficients["a"], self.coefficients["b"]])
+        return np.asarray(columns @ weights + self.coefficients["c"])
 
 
 @dataclass(frozen=True)
@@ -114,7 +145,6 @@ class LadderLaws:
     power_laws: Mapping[str, PowerLaw]
     growth: Mapping[str, Mapping[str, Growth]]
     held_out: dict[str, Any] | None
-    _axes_data: tuple[dict[str, Any], ...] = ()
 
     # ---- answers at a budget; draws have the best in row 0
 
@@ -153,6 +183,16 @@ class LadderLaws:
         low, high = (edge[:, 0] for edge in law.edges(axis, [compute]))
         return (float(low[0]), float(high[0])), interval(low[1:]), interval(high[1:])
 
+    def excess(self, compute: float, columns: Mapping[str, ArrayLike], draws: int = 0) -> Array:
+        """Predicted relative excess of loss over the least, for candidates (m,) by the axes that `columns` holds:
+        the best in row 0, then draws, (1 + draws, m)."""
+        total: Array = np.zeros((1, 1))
+        for law in self.phases.values():
+            for axis in law.axes:
+                if axis.name in columns:
+                    total = total + law.cost(axis.name, compute, columns[axis.name], draws)
+        return np.asarray(np.expm1(total))
+
     # ---- files
 
     def to_dict(self) -> dict[str, Any]:
@@ -163,7 +203,7 @@ class LadderLaws:
             "space": self.space,
             "noise": self.noise,
             "budgets": list(self.budgets),
-            "axes": [axis.to_dict() for axis in self.axes] or list(self._axes_data),
+            "axes": [_plain(asdict(axis)) for axis in self.axes],
             "power_laws": [
                 {
                     "quantity": law.quantity, "a": law.a, "b": law.b, "offset": law.offset,
@@ -214,8 +254,9 @@ class LadderLaws:
                 for axis, kinds in data["growth"].items()
             }
             laws = cls(
-                data["space"], float(data["noise"]), tuple(map(float, data["budgets"])), phases, (),
-                {power.quantity: power for power in powers}, bands, data.get("held_out"), tuple(data["axes"]),
+                data["space"], float(data["noise"]), tuple(map(float, data["budgets"])), phases,
+                tuple(FittedAxis(**{key: _frozen(value) for key, value in axis.items()}) for axis in data["axes"]),
+                {power.quantity: power for power in powers}, bands, data.get("held_out"),
             )  # fmt: skip
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise InputError(f"not the laws of a ladder ({error!r})", where=where) from None
@@ -367,7 +408,7 @@ def _fits(
     else:
         bounds = {axis.name: _bounds(axis, own[axis.name]) for axis in law.axes}
         fits = {name: law.axis_fit(name, compute, bounds[name], int(rows.sum())) for name in forms}
-    return [FittedAxis(compute, law.phase, name, fit, not enough) for name, fit in fits.items()]
+    return [FittedAxis.of(compute, law.phase, name, fit, pooled=not enough) for name, fit in fits.items()]
 
 
 def _bounds(axis: LawAxis, x: Array) -> tuple[float, float]:
@@ -393,6 +434,18 @@ def _allocation(laws: Mapping[int, PhaseLaw], table: Mapping[str, NDArray[Any]])
     return {"flops_per_token": law}
 
 
+def _plain(value: Any) -> Any:
+    """Tuples as the lists of JSON."""
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value
+
+
+def _frozen(value: Any) -> Any:
+    """Lists of JSON as tuples."""
+    return tuple(_frozen(item) for item in value) if isinstance(value, list) else value
+
+
 def _points(compute: Array, values: Array) -> tuple[tuple[float, float, float, float], ...]:
     """(compute, value, low, high) from values (s, b) with the best in row 0."""
     bounds = [interval(column[1:]) if len(column) > 1 else (column[0], column[0]) for column in values.T]
@@ -412,7 +465,7 @@ def _power_laws(ladder: LadderLaws) -> dict[str, PowerLaw]:
         quantities += ["active_params", "total_params"]
     measured = {
         name: [
-            (f.compute, f.fit.optimum, *f.fit.interval) for f in ladder.axes if f.axis == name and not f.pooled
+            (f.compute, f.optimum, *f.interval) for f in ladder.axes if f.axis == name and not f.pooled
         ]
         for name in quantities
     }  # fmt: skip
@@ -469,24 +522,23 @@ def _hold_out(
             continue
         value, span = others.predict(fitted.axis, compute)
         (low, high), *_ = others.band(fitted.axis, compute)
-        found = fitted.fit.band()
-        form = fitted.fit.form
-        width = float(form.t(found.high) - form.t(found.low))
+        form = fitted.curve
+        width = float(form.t(fitted.band[1]) - form.t(fitted.band[0]))
         axes[fitted.axis] = {
             "predicted": value,
             "interval": list(span),
             "band": [low, high],
-            "found": fitted.fit.optimum,
-            "found_interval": list(fitted.fit.interval),
-            "found_band": [found.low, found.high],
-            "error_in_band_widths": float(form.t(value) - form.t(fitted.fit.optimum)) / width if width > 0 else None,
-            "covered": bool(span[0] <= fitted.fit.interval[1] and fitted.fit.interval[0] <= span[1]),
+            "found": fitted.optimum,
+            "found_interval": list(fitted.interval),
+            "found_band": list(fitted.band),
+            "error_in_band_widths": float(form.t(value) - form.t(fitted.optimum)) / width if width > 0 else None,
+            "covered": bool(span[0] <= fitted.interval[1] and fitted.interval[0] <= span[1]),
         }
     predicted, span = others.predict("loss", compute)
     outcome, outcome_span = ladder.phases[max(ladder.phases)].level([compute])[:, 0][0], None
     last = [f for f in ladder.axes if f.compute == compute and f.phase == max(ladder.phases)]
     if last:
-        outcome, outcome_span = last[0].fit.loss, list(last[0].fit.loss_interval)
+        outcome, outcome_span = last[0].loss, list(last[0].loss_interval)
     return {
         "compute": compute,
         "loss": {
