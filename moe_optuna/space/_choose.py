@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -51,8 +50,7 @@ def at_width(problem: Problem, targets: Floats, d_model: Floats) -> Columns:
     open_pairs, found, reach = np.flatnonzero(wished), [], 0
     while len(open_pairs):
         at = centre[open_pairs]
-        part = replace(problem, d_model_window=None)[open_pairs]
-        part = replace(part, d_model_window=(at - reach, at + reach))
+        part = problem.part(open_pairs, (at - reach, at + reach))
         pieces, orders = [], []
         for runs in part.runs():
             chosen, deviation = runs.nearest(targets[open_pairs])

@@ -83,8 +83,8 @@ class DenseWidth(Frozen):
 
     @property
     def fraction(self) -> Fraction:
-        """The ratio as it is written, exactly."""
-        return Fraction(str(self.ratio))
+        """The ratio as a fraction of small numbers, so that 2.6667 means 8/3."""
+        return Fraction(str(self.ratio)).limit_denominator(1000)
 
     def of(self, d_model: Integers) -> Integers:
         """The width at each d_model, for a fixed ratio: nearest multiple, halves up, at least one multiple."""

@@ -1,15 +1,16 @@
 """The triad solved in integers: every architecture inside the bands, none twice (derived in docs/solve.md).
 
 Nothing is drawn and rejected. For each combination of the discrete dimensions the bands of M and Na leave a range of
-depths L; each depth divides into dense and MoE layers; for each division the bands of Na and N leave an interval of
-d_model (and of a free d_dense); and at each of these the three bands are linear in d_expert, so what is left is one
-*run* of consecutive multiples. Work is in proportion to runs.
+depths; each depth divides into dense and MoE layers; for each division the bands of Na and N leave an interval of
+d_model, and at each d_model one of a free d_dense; and there the three bands are linear in d_expert, so that what is
+left is one *run* of consecutive multiples. Work is in proportion to combinations and runs, not to the box.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,32 +18,16 @@ from numpy.typing import NDArray
 from moe_optuna.space._dimensions import Dimensions
 from moe_optuna.triad import Triad
 
-__all__ = ["Bands", "Columns", "Problem", "Runs", "counts"]
+__all__ = ["Bands", "Columns", "Piece", "Problem", "Runs", "counts"]
 
 Integers = NDArray[np.int64]
 Floats = NDArray[np.float64]
 Columns = dict[str, Integers]
 
-_CHUNK = 1 << 18
+_ROWS = 1 << 18
 """Rows that one step of the expansion may make: it bounds the memory, not the result."""
 
-
-def _expand(counts: Integers) -> tuple[Integers, Integers]:
-    """Row numbers repeated `counts` times, and the position 0 ... count - 1 in each repetition."""
-    counts = np.maximum(counts, 0)
-    rows = np.repeat(np.arange(len(counts)), counts)
-    return rows, np.arange(len(rows)) - np.repeat(np.cumsum(counts) - counts, counts)
-
-
-def _slices(counts: Integers, size: int) -> Iterator[slice]:
-    """Consecutive slices whose counts add up to about `size`."""
-    ends = np.cumsum(np.maximum(counts, 0))
-    start = 0
-    while start < len(ends):
-        done = int(ends[start - 1]) if start else 0
-        stop = max(int(np.searchsorted(ends, done + size, side="right")), start + 1)
-        yield slice(start, stop)
-        start = stop
+_COMBINATION = ("n_heads", "n_kv_heads", "d_head", "n_experts", "top_k", "n_shared_experts", "context_length")
 
 
 def counts(columns: Mapping[str, Integers]) -> Columns:
@@ -62,18 +47,18 @@ def counts(columns: Mapping[str, Integers]) -> Columns:
 
 @dataclass(frozen=True)
 class Bands:
-    """The smallest and largest integer that each target admits: `low` and `high` (n, 3), in the order M, Na, N."""
+    """The smallest and the largest integer that a target admits: `low` and `high`, (n, 3), in the order M, Na, N."""
 
     low: Integers
     high: Integers
 
     @classmethod
     def around(cls, targets: Floats, tolerances: tuple[float, float, float]) -> Bands:
-        """The integers that `Triad.admits`, exactly; targets (n, 3)."""
+        """Exactly the integers that `Triad.admits`, for targets (n, 3)."""
         width = np.array(tolerances)
 
-        def admits(counts: Integers) -> NDArray[np.bool_]:
-            return np.asarray(np.abs(counts / targets - 1) - width <= 1e-12)
+        def admits(numbers: Integers) -> NDArray[np.bool_]:
+            return np.asarray(np.abs(numbers / targets - 1) - width <= 1e-12)
 
         low = np.ceil(targets * (1 - width)).astype(np.int64)
         high = np.floor(targets * (1 + width)).astype(np.int64)
@@ -84,27 +69,27 @@ class Bands:
     @classmethod
     def of(cls, triad: Triad) -> Bands:
         """The bands of one triad, (1, 3)."""
-        tolerances = triad.tolerances
-        return cls.around(
-            np.array([list(triad.targets.values())]),
-            (tolerances.flops_per_token, tolerances.active_params, tolerances.total_params),
-        )
+        held = triad.tolerances
+        tolerances = (held.flops_per_token, held.active_params, held.total_params)
+        return cls.around(np.array([list(triad.targets.values())]), tolerances)
 
-    def __getitem__(self, rows: Integers | slice) -> Bands:
+    def __getitem__(self, rows: Integers) -> Bands:
         return Bands(self.low[rows], self.high[rows])
 
 
 @dataclass(frozen=True)
 class Runs:
-    """Runs of architectures that differ in d_expert alone; (n,) each.
+    """Runs of architectures that differ in d_expert alone, (n,) each.
 
     Attributes:
-        columns: The dimensions but d_expert, by name, and `pair`, the row of the problem that a run solves.
+        columns: `pair`, the row of the problem that is solved, `d_model`, `d_dense`, `n_dense_layers`, `n_moe_layers`.
+        combinations: The problem's combinations, (pairs,) each.
         first: The lowest d_expert.
         count: How many, `step` apart.
     """
 
     columns: Columns
+    combinations: Columns
     first: Integers
     count: Integers
     step: int
@@ -113,8 +98,10 @@ class Runs:
         return len(self.first)
 
     def at(self, rows: Integers, position: Integers) -> Columns:
-        """The architectures at a position in each run."""
+        """The architecture at a position in each of these runs: all columns, and `pair`."""
+        pair = self.columns["pair"][rows]
         columns = {name: column[rows] for name, column in self.columns.items()}
+        columns |= {name: self.combinations[name][pair] for name in _COMBINATION}
         return columns | {"d_expert": self.first[rows] + self.step * position}
 
     def every(self) -> Columns:
@@ -124,187 +111,225 @@ class Runs:
     def nearest(self, targets: Floats) -> tuple[Columns, Floats]:
         """The architecture of each run nearest to targets (pairs, 3) for M, Na and N, and its distance: the root mean
         square of the relative deviations. They are linear in d_expert, so that the nearest is a rounded quotient."""
-        c, rows = self.columns, np.arange(len(self))
+        rows = np.arange(len(self))
+        c = self.at(rows, np.zeros_like(rows))
         aim = targets[c["pair"]]
-        slope = np.stack([6 * c["top_k"] + 6 * c["n_shared_experts"], c["top_k"] + c["n_shared_experts"],
-                          c["n_experts"] + c["n_shared_experts"]], axis=1)  # fmt: skip
-        slope = (3 * c["d_model"] * c["n_moe_layers"])[:, None] * slope / aim
-        missing = 1 - np.stack(list(counts(self.at(rows, np.zeros_like(rows))).values()), axis=1) / aim
-        best = np.rint((slope * missing).sum(1) / (slope**2).sum(1) / self.step).astype(np.int64)
-        chosen = self.at(rows, np.clip(best, 0, self.count - 1))
-        deviation = np.stack(list(counts(chosen).values()), axis=1) / aim - 1
-        return chosen, np.sqrt((deviation**2).mean(1))
+        visited, held = c["top_k"] + c["n_shared_experts"], c["n_experts"] + c["n_shared_experts"]
+        slope = np.stack([6 * visited, visited, held], axis=1) * (3 * c["d_model"] * c["n_moe_layers"])[:, None] / aim
+        missing = 1 - np.stack(list(counts(c).values()), axis=1) / aim
+        steps = np.rint((slope * missing).sum(1) / (slope**2).sum(1) / self.step).astype(np.int64)
+        steps = np.clip(steps, 0, self.count - 1)
+        deviation = slope * (steps * self.step)[:, None] - missing
+        return c | {"d_expert": self.first + self.step * steps}, np.sqrt((deviation**2).mean(1))
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A part of the work of a problem: pairs, and of their divisions into layers these rows."""
+
+    pairs: tuple[int, int]
+    rows: tuple[int, int]
 
 
 @dataclass(frozen=True)
 class Problem:
-    """Bands to meet, a combination of the discrete dimensions each; (n,) pairs.
+    """What to solve: `n` pairs of a combination of the discrete dimensions and of bands to meet.
 
     Attributes:
-        combinations: `n_heads`, `n_kv_heads`, `d_head`, `n_experts`, `top_k`, `n_shared_experts`, and
-            `context_length`.
-        bands: M, Na and N.
+        combinations: `n_heads`, `n_kv_heads`, `d_head`, `n_experts`, `top_k`, `n_shared_experts`, `context_length`.
+        bands: Of M, Na and N.
         dimensions: Ranges and multiples of what is solved.
-        layer_multiple: What the number of layers must divide by.
+        layer_multiple: What the number of layers divides by.
+        admit: A rule on whole architectures, from columns to truth values.
+        window: Lowest and highest d_model of each pair, in multiples, where only a part of it is asked for.
     """
 
     combinations: Columns
     bands: Bands
     dimensions: Dimensions
     layer_multiple: int = 1
-    d_model_window: tuple[Integers, Integers] | None = None
-    admit: Callable[[Mapping[str, Integers]], NDArray[np.bool_]] | None = None
+    admit: Callable[[Columns], NDArray[np.bool_]] | None = None
+    window: tuple[Integers, Integers] | None = None
 
     def __len__(self) -> int:
         return len(self.bands.low)
 
-    def __getitem__(self, rows: Integers | slice) -> Problem:
-        window = self.d_model_window
-        return replace(
-            self,
-            combinations={name: column[rows] for name, column in self.combinations.items()},
-            bands=self.bands[rows],
-            d_model_window=None if window is None else (window[0][rows], window[1][rows]),
+    def part(self, pairs: Integers, window: tuple[Integers, Integers]) -> Problem:
+        """Some of the pairs, and a window of d_model for each."""
+        combinations = {name: column[pairs] for name, column in self.combinations.items()}
+        return replace(self, combinations=combinations, bands=self.bands[pairs], window=window)
+
+    def runs(self) -> Iterator[Runs]:
+        """All solutions in parts of bounded size, in an order that never changes."""
+        return (runs for _, runs in self.pieces())
+
+    def pieces(self) -> Iterator[tuple[Piece, Runs]]:
+        """All solutions, each part with what it takes to solve it again."""
+        fewest, most = self._depths
+        splits = np.maximum(most - fewest + 1, 0) * np.maximum(most, 1) * self.layer_multiple
+        for pairs in _slices(splits):
+            divisions = self._divisions(pairs)
+            for rows in _slices(divisions.work):
+                yield Piece(pairs, rows), self._solve(divisions[slice(*rows)])
+
+    def solve(self, piece: Piece) -> Runs:
+        """One part again."""
+        return self._solve(self._divisions(piece.pairs)[slice(*piece.rows)])
+
+    @cached_property
+    def _rates(self) -> tuple[Integers, Integers, Integers, Integers]:
+        """Of each pair: attention's parameters a layer for each unit of d_model; active and all parameters a MoE layer
+        for each unit of d_model d_expert; attention's FLOPs a layer."""
+        c = self.combinations
+        return (
+            2 * c["d_head"] * (c["n_heads"] + c["n_kv_heads"]),
+            3 * (c["top_k"] + c["n_shared_experts"]),
+            3 * (c["n_experts"] + c["n_shared_experts"]),
+            6 * c["context_length"] * c["n_heads"] * c["d_head"],
         )
 
-    def runs(self, size: int = _CHUNK) -> Iterator[Runs]:
-        """All solutions, in bounded pieces, always in the same order."""
-        fewest, most, _ = self._depths()
-        splits = (most - fewest + 1) * np.maximum(most, 1) * self.layer_multiple
-        for pairs in _slices(splits, size):
-            layers = self._divisions(pairs)
-            for rows in _slices(layers.count, size):
-                yield from self._widths(layers[rows], size)
+    @cached_property
+    def _depths(self) -> tuple[Integers, Integers]:
+        """Fewest and most layers of each pair, in multiples: 6 S q L = M - 6 Na, and what the space allows."""
+        flops, (low, high), limits = self._rates[3], (self.bands.low, self.bands.high), self.dimensions
+        least = -((6 * high[:, 1] - low[:, 0]) // flops)
+        most = (high[:, 0] - 6 * low[:, 1]) // flops
+        floor = max(limits.n_layers.low, limits.n_dense_layers.low + limits.n_moe_layers.low, 1)
+        ceiling = min(limits.n_layers.high, limits.n_dense_layers.high + limits.n_moe_layers.high)
+        return -(-np.maximum(least, floor) // self.layer_multiple), np.minimum(most, ceiling) // self.layer_multiple
 
-    def _depths(self) -> tuple[Integers, Integers, Integers]:
-        """Fewest and most layers, as multiples of `layer_multiple`, and attention's FLOPs a layer:
-        6 S q L = M - 6 Na."""
-        c, step, limits = self.combinations, self.layer_multiple, self.dimensions
-        flops = 6 * c["context_length"] * c["n_heads"] * c["d_head"]
-        least = -((6 * self.bands.high[:, 1] - self.bands.low[:, 0]) // flops)
-        most = (self.bands.high[:, 0] - 6 * self.bands.low[:, 1]) // flops
-        fewest = max(limits.n_layers.low, limits.n_dense_layers.low + limits.n_moe_layers.low, 1)
-        limit = min(limits.n_layers.high, limits.n_dense_layers.high + limits.n_moe_layers.high)
-        return -(-np.maximum(least, fewest) // step), np.minimum(most, limit) // step, flops
-
-    def _divisions(self, pairs: slice) -> _Divisions:
+    def _divisions(self, pairs: tuple[int, int]) -> _Divisions:
         """Every depth divided into dense and MoE layers, with bounds of f, the active parameters outside experts, and
         the steps of d_model between the real bounds that these leave."""
-        fewest, most, flops = self._depths()
-        limits, step = self.dimensions, self.layer_multiple
-        pair = np.arange(len(self))[pairs]
+        limits, (fewest, most) = self.dimensions, self._depths
+        pair = np.arange(*pairs)
         rows, offset = _expand(most[pair] - fewest[pair] + 1)
         pair = pair[rows]
-        layers = (fewest[pair] + offset) * step
+        layers = (fewest[pair] + offset) * self.layer_multiple
         moe_low = np.maximum(limits.n_moe_layers.low, layers - limits.n_dense_layers.high)
         moe_high = np.minimum(limits.n_moe_layers.high, layers - limits.n_dense_layers.low)
         rows, offset = _expand(moe_high - moe_low + 1)
         pair, layers, moe = pair[rows], layers[rows], moe_low[rows] + offset
+        attention, visited, held, flops = (rate[pair] for rate in self._rates)
 
         # M = 6 Na + flops L: at a known depth the band of M is one of Na.
-        low, high, spent = self.bands.low[pair], self.bands.high[pair], flops[pair] * layers
+        low, high, spent = self.bands.low[pair], self.bands.high[pair], flops * layers
         active_low = np.maximum(low[:, 1], -((spent - low[:, 0]) // 6))
         active_high = np.minimum(high[:, 1], (high[:, 0] - spent) // 6)
 
-        # Q = d_model d_expert L_m lies between the bands of N and Na, and so does f = Na - 3 (top_k + shared) Q.
-        c = {name: column[pair].astype(float) for name, column in self.combinations.items()}
-        visited, spare = 3 * (c["top_k"] + c["n_shared_experts"]), 3 * (c["n_experts"] - c["top_k"])
+        # The bands of N - Na bound Q = d_model d_expert L_m, and so f = Na - 3 (top_k + shared) Q.
+        spare = (held - visited).astype(float)
         with np.errstate(divide="ignore", invalid="ignore"):
             least = np.where(spare > 0, np.maximum((low[:, 2] - active_high) / spare, 0), 0)
             volume = np.where(spare > 0, (high[:, 2] - active_low) / spare, np.inf)
         volume = np.minimum(volume, active_high / visited)
-        rest_low, rest_high = np.maximum(active_low - visited * volume, 0), active_high - visited * least
-        attention = 2 * c["d_head"] * (c["n_heads"] + c["n_kv_heads"]) * layers
-        first, last = self._d_model(rest_low, rest_high, attention, layers - moe)
+        rest_low: Floats = np.maximum(active_low - visited * volume, 0)
+        rest_high: Floats = active_high - visited * least
+        first, last = self._d_model(rest_low, rest_high, (attention * layers).astype(np.float64), layers - moe)
 
-        # d_expert itself has bounds: d_model = Q / (d_expert L_m). A relative 1e-9 covers the rounding of floats; the
-        # runs of d_expert are exact, so a step of d_model too many costs nothing.
+        # d_expert has bounds of its own: d_model = Q / (d_expert L_m). A relative 1e-9 covers the rounding of floats;
+        # runs are exact in integers, so a step of d_model too many costs nothing.
         d, e = limits.d_model, limits.d_expert
         first = np.maximum(np.maximum(first, least / (moe * e.high)) * (1 - 1e-9), d.low)
         last = np.minimum(np.minimum(last, volume / (moe * e.low)) * (1 + 1e-9), d.high)
         low_step = np.ceil(first / d.multiple).astype(np.int64)
         high_step = np.floor(np.maximum(last, 0) / d.multiple).astype(np.int64)
-        if self.d_model_window is not None:
-            low_step = np.maximum(low_step, self.d_model_window[0][pair])
-            high_step = np.minimum(high_step, self.d_model_window[1][pair])
-        keep = (active_low <= active_high) & (rest_high >= rest_low) & (high_step >= low_step)
-        columns = (pair, layers, moe, active_low, active_high, rest_low, rest_high, low_step, high_step - low_step + 1)
-        return _Divisions(*(column[keep] for column in columns))
+        if self.window is not None:
+            low_step = np.maximum(low_step, self.window[0][pair])
+            high_step = np.minimum(high_step, self.window[1][pair])
+        keep = (active_low <= active_high) & (rest_low <= rest_high) & (low_step <= high_step)
+        count = high_step - low_step + 1
+        work = count * (1 + self._dense_steps(rest_high - rest_low, layers - moe, low_step))
+        return _Divisions(pair, layers, moe, active_low, active_high, rest_low, rest_high, low_step, count, work).where(
+            keep
+        )
 
     def _d_model(
         self, rest_low: Floats, rest_high: Floats, attention: Floats, dense_layers: Integers
     ) -> tuple[Floats, Floats]:
         """Real bounds of d_model where attention and dense layers hold `rest_low` to `rest_high` parameters."""
-        dense = self.dimensions.d_dense
+        dense, layers = self.dimensions.d_dense, 3 * dense_layers.astype(float)
         if dense.ratio is None:
             narrowest, widest = dense.bounds
-            return (
-                rest_low / (attention + 3.0 * widest * dense_layers),
-                rest_high / (attention + 3.0 * narrowest * dense_layers),
-            )
+            return rest_low / (attention + widest * layers), rest_high / (attention + narrowest * layers)
         # A rounded width is at most one multiple above the ratio's, and at most half of one below it.
-        layers = dense_layers.astype(np.float64)
-        square, slack = 3 * dense.ratio * layers, 3 * dense.multiple * layers
+        square, slack = float(dense.fraction) * layers, dense.multiple * layers
         return _root(square, attention + slack, rest_low), _root(square, attention - slack / 2, rest_high)
 
-    def _widths(self, rows: _Divisions, size: int) -> Iterator[Runs]:
-        """Every d_model, and every d_dense where it is free."""
+    def _dense_steps(self, spread: Floats, layers: Integers, first: Integers) -> Integers:
+        """At most how many widths a free d_dense has at one d_model, less one, where f spreads this far."""
         dense = self.dimensions.d_dense
+        if dense.ratio is not None:
+            return np.zeros_like(layers)
+        step = 3 * np.maximum(layers * first, 1) * self.dimensions.d_model.multiple
+        widths = np.minimum(np.abs(spread) / step, dense.bounds[1] - dense.bounds[0]) / dense.multiple
+        return np.where(layers > 0, np.ceil(widths), 0).astype(np.int64)
+
+    def _solve(self, rows: _Divisions) -> Runs:
+        """The runs of these divisions: every d_model, every free d_dense, and then d_expert exactly in integers."""
         index, offset = _expand(rows.count)
         d_model = (rows.first[index] + offset) * self.dimensions.d_model.multiple
-        if dense.ratio is not None:
-            yield self._solve(rows, index, d_model, dense.of(d_model))
-            return
+        d_dense = self.dimensions.d_dense
+        if d_dense.ratio is not None:
+            width = d_dense.of(d_model)
+        else:
+            inner, width = self._dense_widths(rows, index, d_model)
+            index, d_model = index[inner], d_model[inner]
+        pair, layers, moe = rows.pair[index], rows.layers[index], rows.moe[index]
+        attention, visited, held, _ = self._rates
+        other = d_model * (attention[pair] * layers + 3 * width * (layers - moe))
+        area = d_model * moe
+        visited, held = visited[pair] * area, held[pair] * area
+        low = np.maximum(-((other - rows.active_low[index]) // visited), -((other - self.bands.low[pair, 2]) // held))
+        high = np.minimum((rows.active_high[index] - other) // visited, (self.bands.high[pair, 2] - other) // held)
+        spec = self.dimensions.d_expert
+        first = -(-np.maximum(low, spec.low) // spec.multiple)
+        count = np.minimum(high, spec.high) // spec.multiple - first + 1
+        columns = {
+            "pair": pair, "d_model": d_model, "d_dense": width, "n_dense_layers": layers - moe, "n_moe_layers": moe,
+        }  # fmt: skip
+        found = np.flatnonzero(count > 0)
+        columns = {name: column[found] for name, column in columns.items()}
+        runs = Runs(columns, self.combinations, first[found] * spec.multiple, count[found], spec.multiple)
+        return runs if self.admit is None else self._admitted(runs)
+
+    def _dense_widths(self, rows: _Divisions, index: Integers, d_model: Integers) -> tuple[Integers, Integers]:
+        """Every free d_dense at each d_model: the row of `index`, and the width. Without dense layers their width
+        means nothing, and is 0."""
+        dense = self.dimensions.d_dense
+        narrowest, widest = dense.bounds
         layers = (rows.layers - rows.moe)[index]
-        c = {name: column[rows.pair] for name, column in self.combinations.items()}
-        attention = (2.0 * c["d_head"] * (c["n_heads"] + c["n_kv_heads"]) * rows.layers)[index]
+        attention = (self._rates[0][rows.pair] * rows.layers)[index]
         with np.errstate(divide="ignore", invalid="ignore"):
             low = (rows.rest_low[index] / d_model - attention) / (3 * layers)
             high = (rows.rest_high[index] / d_model - attention) / (3 * layers)
-        narrowest, widest = dense.bounds
-        # Without dense layers their width means nothing: one architecture, with width 0.
         low = np.where(layers > 0, np.clip(low * (1 - 1e-9) - 1e-6, narrowest, widest + 1), 0)
         high = np.where(layers > 0, np.clip(high * (1 + 1e-9) + 1e-6, 0, widest), 0)
         first = np.ceil(low / dense.multiple).astype(np.int64)
-        count = np.floor(high / dense.multiple).astype(np.int64) - first + 1
-        for part in _slices(count, size):
-            inner, position = _expand(count[part])
-            inner = inner + part.start
-            yield self._solve(rows, index[inner], d_model[inner], (first[inner] + position) * dense.multiple)
+        inner, position = _expand(np.floor(high / dense.multiple).astype(np.int64) - first + 1)
+        return inner, (first[inner] + position) * dense.multiple
 
-    def _solve(self, rows: _Divisions, index: Integers, d_model: Integers, d_dense: Integers) -> Runs:
-        """The run of d_expert at each row; rows without one are left out. Exact in integers."""
-        pair, layers, moe = rows.pair[index], rows.layers[index], rows.moe[index]
-        c = {name: column[pair] for name, column in self.combinations.items() if name != "queries_per_kv_head"}
-        spec = self.dimensions.d_expert
-        other = d_model * (2 * c["d_head"] * (c["n_heads"] + c["n_kv_heads"]) * layers + 3 * d_dense * (layers - moe))
-        visited = 3 * d_model * moe * (c["top_k"] + c["n_shared_experts"])
-        held = 3 * d_model * moe * (c["n_experts"] + c["n_shared_experts"])
-        low = np.maximum(-((other - rows.active_low[index]) // visited), -((other - self.bands.low[pair, 2]) // held))
-        high = np.minimum((rows.active_high[index] - other) // visited, (self.bands.high[pair, 2] - other) // held)
-        first = -(-np.maximum(low, spec.low) // spec.multiple)
-        count = np.minimum(high, spec.high) // spec.multiple - first + 1
-        keep = np.flatnonzero(count > 0)
-        columns = {
-            "pair": pair, "d_model": d_model, "n_dense_layers": layers - moe, "n_moe_layers": moe, "d_dense": d_dense,
-        } | c  # fmt: skip
-        runs = Runs(
-            {name: column[keep] for name, column in columns.items()},
-            first[keep] * spec.multiple,
-            count[keep],
-            spec.multiple,
-        )
-        if self.admit is None:
-            return runs
-        every = runs.every()
-        chosen = np.flatnonzero(self.admit(every))
-        d_expert = every.pop("d_expert")[chosen]
-        return Runs({n: col[chosen] for n, col in every.items()}, d_expert, np.ones_like(d_expert), spec.multiple)
+    def _admitted(self, runs: Runs) -> Runs:
+        """What the rule on whole architectures leaves, as runs of one."""
+        assert self.admit is not None
+        rows, position = _expand(runs.count)
+        every = runs.at(rows, position)
+        kept = self.admit(every)
+        columns = {name: column[rows[kept]] for name, column in runs.columns.items()}
+        first = every["d_expert"][kept]
+        return Runs(columns, self.combinations, first, np.ones_like(first), runs.step)
 
 
 @dataclass(frozen=True)
 class _Divisions:
-    """Depths divided into dense and MoE layers; (n,) each."""
+    """Depths divided into dense and MoE layers, (n,) each.
+
+    Attributes:
+        active_low, active_high: Na, by the bands of Na and M.
+        rest_low, rest_high: f, active parameters outside experts, real.
+        first, count: Steps of d_model.
+        work: Rows that its solution expands to, at most about.
+    """
 
     pair: Integers
     layers: Integers
@@ -315,9 +340,31 @@ class _Divisions:
     rest_high: Floats
     first: Integers
     count: Integers
+    work: Integers
 
     def __getitem__(self, rows: slice) -> _Divisions:
         return _Divisions(*(column[rows] for column in vars(self).values()))
+
+    def where(self, keep: NDArray[np.bool_]) -> _Divisions:
+        return _Divisions(*(column[keep] for column in vars(self).values()))
+
+
+def _expand(count: Integers) -> tuple[Integers, Integers]:
+    """Row numbers, each repeated `count` times, and the position 0 ... count - 1 in the repetition."""
+    count = np.maximum(count, 0)
+    rows = np.repeat(np.arange(len(count)), count)
+    return rows, np.arange(len(rows)) - np.repeat(np.cumsum(count) - count, count)
+
+
+def _slices(work: Integers) -> Iterator[tuple[int, int]]:
+    """Consecutive ranges of rows that add up to about `_ROWS`."""
+    ends = np.cumsum(work)
+    start = 0
+    while start < len(ends):
+        done = int(ends[start - 1]) if start else 0
+        stop = max(int(np.searchsorted(ends, done + _ROWS, side="right")), start + 1)
+        yield start, stop
+        start = stop
 
 
 def _root(square: Floats, linear: Floats, rest: Floats) -> Floats:
