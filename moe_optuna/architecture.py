@@ -181,11 +181,16 @@ class MoEArchitecture:
         return self.n_dense_layers + self.n_moe_layers
 
     @property
+    def shared_width(self) -> int:
+        """Hidden width of a layer's shared experts together."""
+        return self.d_shared or self.n_shared_experts * self.d_expert
+
+    @property
     def components(self) -> tuple[Component, ...]:
         """The parts whose sum the architecture is; every count is a sum over this list."""
         d, layers, moe = self.d_model, self.n_layers, self.n_moe_layers
         expert = self.experts.cost(d, self.d_expert)
-        shared = (self.shared or self.experts).cost(d, self.d_shared or self.n_shared_experts * self.d_expert)
+        shared = (self.shared or self.experts).cost(d, self.shared_width)
         shared_copies = moe if self.n_shared_experts else 0
         head_copies = int(not self.tied_embeddings)
         return (

@@ -108,21 +108,16 @@ class MixtureAttention(Uniform):
     """Mixture-of-attention (JetMoE, arXiv:2404.07413): experts are pairs of query and output projections.
 
     Keys and values, ``n_kv_heads`` heads of them, are shared; each of the ``top_k`` experts that a token visits brings
-    as many query heads, so that ``n_heads == top_k * n_kv_heads``. Its router is counted with `Router.mixtures`.
-
-    Attributes:
-        bias: A bias on the output.
+    as many query heads, so that ``n_heads == top_k * n_kv_heads``. `Router.mixtures` counts its router and output bias.
     """
 
     kind: ClassVar[str] = "mixture"
-    bias: bool = False
 
     def cost(self, architecture: MoEArchitecture) -> Cost:
         a = architecture
         key, expert = a.d_model * a.n_kv_heads * a.d_head, 2 * a.d_model * a.n_kv_heads * a.d_head
         return Cost(
             matrices=2 * key + a.top_k * expert,
-            vectors=a.d_model * self.bias,
             pair_width=2 * a.n_heads * a.d_head,
             idle=(a.n_experts - a.top_k) * expert,
         )

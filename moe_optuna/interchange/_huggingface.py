@@ -1,0 +1,63 @@
+"""Architectures from and to the `config.json` of Hugging Face model families."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from moe_optuna.architecture import MoEArchitecture
+from moe_optuna.errors import InputError, did_you_mean
+from moe_optuna.interchange._compare import differences
+from moe_optuna.interchange.families import FAMILIES
+
+__all__ = ["from_hf", "to_hf"]
+
+_SAME = {"kimi_k2": "deepseek_v3", "bailing_moe_v2": "bailing_moe"}
+"""Model types of published files whose keys and module are those of another family."""
+
+
+def from_hf(config: Mapping[str, Any], *, where: object = "config") -> MoEArchitecture:
+    """The architecture that transformers builds from a configuration.
+
+    Its `full` counts are those of the module, to the parameter; layers that only predict further tokens in training are
+    left out, as transformers leaves them out. The context is `max_position_embeddings`.
+
+    Raises:
+        InputError: Where the family is not supported, or a key is missing, does not fit or contradicts another.
+    """
+    model_type = config.get("model_type")
+    family = FAMILIES.get(_SAME.get(str(model_type), str(model_type)))
+    if family is None:
+        known = sorted([*FAMILIES, *_SAME])
+        message = f"{model_type!r} is not supported{did_you_mean(str(model_type), known)}"
+        raise InputError(f"model_type: {message}; supported: {', '.join(known)}", where=where)
+    return family.architecture(config, where)
+
+
+def to_hf(architecture: MoEArchitecture, family: str | None = None) -> dict[str, Any]:
+    """A configuration from which transformers builds the architecture, with exactly its `full` counts.
+
+    Args:
+        architecture: What to express. The keys that carry no structure (norm epsilon, activation, rotary base, how the
+            router scores) are left to the family's defaults.
+        family: A model type of `FAMILIES`; ``None`` for the first one that can express the architecture.
+
+    Raises:
+        InputError: Where the family, or every family, cannot; it names what the nearest one would lose.
+    """
+    if family is not None and family not in FAMILIES:
+        hint = did_you_mean(family, FAMILIES)
+        raise InputError(f"{family!r} is not supported{hint}; supported: {', '.join(sorted(FAMILIES))}", where="family")
+    losses: dict[str, list[str]] = {}
+    for name in FAMILIES if family is None else (family,):
+        try:
+            config = {"model_type": name, **FAMILIES[name].config(architecture)}
+            losses[name] = differences(architecture, from_hf(config))
+        except (InputError, LookupError) as error:
+            losses[name] = [str(error).strip("'\"")]
+            continue
+        if not losses[name]:
+            return config
+    nearest = min(losses, key=lambda name: len(losses[name]))
+    who = f"{nearest} cannot" if family else f"no supported family can; the nearest, {nearest}, cannot"
+    raise InputError(f"{who} express {', '.join(losses[nearest])}", where="architecture")
