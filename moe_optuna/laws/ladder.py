@@ -22,7 +22,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from moe_optuna.architecture import DIMENSIONS
 from moe_optuna.errors import InputError
-from moe_optuna.laws._phase_law import LawAxis, PhaseLaw, group_of
+from moe_optuna.laws._phase_law import DRAWS, LawAxis, PhaseLaw, group_of
 from moe_optuna.laws.axis import Array, AxisFit, AxisForm, FormName, fit_axes
 from moe_optuna.laws.band import Growth, growth, interval
 
@@ -32,6 +32,7 @@ FORMAT = 1
 COLUMNS = ("phase", "compute", "loss")
 FREED = ("n_experts", "top_k", "n_shared_experts", "n_heads")
 LEAST_RUNS = 3
+SOURCE = "laws fitted to the runs of a search"
 
 
 @dataclass(frozen=True)
@@ -145,6 +146,22 @@ class LadderLaws:
     power_laws: Mapping[str, PowerLaw]
     growth: Mapping[str, Mapping[str, Growth]]
     held_out: dict[str, Any] | None
+    source: str = SOURCE
+
+    @classmethod
+    def published(cls) -> LadderLaws:
+        """The published holistic laws, with what they leave open derived or absent
+        (`moe_optuna.laws._published_ladder`).
+        """
+        from moe_optuna.laws import _published_ladder as published
+
+        a, b = published.FLOPS_PER_TOKEN
+        points = _points(published.BUDGETS, (a * published.BUDGETS**b)[None])
+        laws = {"flops_per_token": PowerLaw("flops_per_token", a, b, (a, a), (b, b), 0.0, points)}
+        ladder = cls(
+            "holistic", 0.0, tuple(published.BUDGETS), published.phases(), (), laws, {}, None, published.SOURCE
+        )
+        return replace(ladder, power_laws=_power_laws(ladder))
 
     # ---- answers at a budget; draws have the best in row 0
 
@@ -169,8 +186,18 @@ class LadderLaws:
             if any(axis.name == quantity for axis in law.axes):
                 return law.optima(quantity, compute)
         if quantity in self.power_laws:  # an allocation that no phase searched
-            return np.tile(self.power_laws[quantity](compute), (2, 1))
+            return np.tile(self.power_laws[quantity](compute), (1 + DRAWS, 1))
         raise InputError(f"no law of {quantity}, expected runs that searched it", where="laws")
+
+    @property
+    def axes_known(self) -> tuple[str, ...]:
+        """The axes that some phase's law has."""
+        return tuple(axis.name for law in self.phases.values() for axis in law.axes)
+
+    @property
+    def knows_loss(self) -> bool:
+        """Whether the laws give the loss itself."""
+        return bool(np.isfinite(self.phases[max(self.phases)].theta[0]))
 
     def predict(self, quantity: str, compute: float) -> tuple[float, tuple[float, float]]:
         """A quantity at a budget with its 95 % interval."""

@@ -1,0 +1,421 @@
+"""The blueprint: from a compute budget and the laws to one architecture, its band, and others that are as good.
+
+The laws give the triad; the search space gives every integer architecture that meets it; the laws give the predicted
+excess of loss of each over the best, and the least one is the blueprint. Alternatives are those inside the
+near-optimal band that suit the hardware better in some way that the loss does not see.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from moe_optuna.architecture import DIMENSIONS, MoEArchitecture
+from moe_optuna.errors import InputError
+from moe_optuna.triad import Tolerances, Triad
+
+if TYPE_CHECKING:
+    from moe_optuna.laws import LadderLaws
+    from moe_optuna.space import SearchSpace
+
+__all__ = ["Alternative", "Blueprint", "plan"]
+
+FORMAT = 1
+BAND = 0.001
+MOST = 3_000_000  # architectures of a lattice that are looked through
+CONVENTION = "non_embedding"
+QUANTITIES = ("flops_per_token", "tokens", "active_params", "total_params")
+AXES = ("compute_density", "expansion_ratio", "d_model")
+DEVIATION = 1e-3  # decides between architectures of the same predicted loss: the nearer to the triad the better
+
+Floats = NDArray[np.float64]
+Columns = Mapping[str, NDArray[np.int64]]
+
+
+@dataclass(frozen=True)
+class Alternative:
+    """Another architecture inside the band.
+
+    Attributes:
+        why: What it is better at.
+        excess, interval: Predicted loss over the blueprint's, as a share, and its 95 % interval.
+    """
+
+    architecture: MoEArchitecture
+    why: str
+    excess: float
+    interval: tuple[float, float]
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "architecture": self.architecture.to_dict(), "why": self.why, "excess": self.excess,
+            "interval": list(self.interval), **_counts(self.architecture),
+        }  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Blueprint:
+    """The architecture for a compute budget.
+
+    Attributes:
+        compute: Training FLOPs.
+        flops_per_token, tokens: M and D of the laws, ``compute = flops_per_token * tokens``.
+        triad: What the architecture is held to, in the `non_embedding` convention.
+        architecture: The lattice architecture of the least predicted loss.
+        band: For each axis the values within 0.1 % of the least loss, by the laws.
+        band_intervals: For each axis the 95 % intervals of both edges.
+        alternatives: Architectures inside the band that suit the hardware better.
+        predicted_loss: Nats per token, or None with the reason in `no_loss`.
+        intervals: 95 % intervals of what the laws give.
+        source: Where the laws are from.
+        notes: What a reader should know about this answer.
+    """
+
+    compute: float
+    flops_per_token: float
+    tokens: float
+    triad: Triad
+    architecture: MoEArchitecture
+    band: Mapping[str, tuple[float, float]]
+    band_intervals: Mapping[str, tuple[tuple[float, float], tuple[float, float]]]
+    alternatives: tuple[Alternative, ...]
+    predicted_loss: float | None
+    no_loss: str | None
+    intervals: Mapping[str, tuple[float, float]]
+    source: str
+    space: str
+    notes: tuple[str, ...] = ()
+    held_out: Mapping[str, Any] | None = field(default=None, compare=False)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data of blueprint.json and of `moe-optuna plan --json`, which `from_dict` reads back."""
+        return {
+            "format": FORMAT,
+            "compute": self.compute,
+            "flops_per_token": self.flops_per_token,
+            "tokens": self.tokens,
+            "triad": self.triad.to_dict(),
+            "architecture": self.architecture.to_dict(),
+            **_counts(self.architecture),
+            "band": {axis: list(edges) for axis, edges in self.band.items()},
+            "band_intervals": {axis: [list(edge) for edge in edges] for axis, edges in self.band_intervals.items()},
+            "alternatives": [alternative.to_dict() for alternative in self.alternatives],
+            "predicted_loss": self.predicted_loss,
+            "no_loss": self.no_loss,
+            "intervals": {name: list(span) for name, span in self.intervals.items()},
+            "source": self.source,
+            "space": self.space,
+            "convention": CONVENTION,
+            "notes": list(self.notes),
+            "held_out": self.held_out,
+        }
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any], *, where: object = "blueprint") -> Blueprint:
+        """The inverse of `to_dict`.
+
+        Raises:
+            InputError: Where the data are not a blueprint's, named with `where`.
+        """
+        if data.get("format") != FORMAT:
+            raise InputError(f"format {data.get('format')!r}, expected {FORMAT}", where=where)
+        try:
+            triad = dict(data["triad"])
+            return cls(
+                compute=float(data["compute"]),
+                flops_per_token=float(data["flops_per_token"]),
+                tokens=float(data["tokens"]),
+                triad=Triad(tolerances=Tolerances(**triad.pop("tolerances")), **triad),
+                architecture=MoEArchitecture.from_dict(data["architecture"], where=where),
+                band={axis: (low, high) for axis, (low, high) in data["band"].items()},
+                band_intervals={
+                    axis: (tuple(low), tuple(high)) for axis, (low, high) in data["band_intervals"].items()
+                },
+                alternatives=tuple(
+                    Alternative(
+                        MoEArchitecture.from_dict(each["architecture"], where=where),
+                        each["why"], float(each["excess"]), tuple(each["interval"]),
+                    )
+                    for each in data["alternatives"]
+                ),
+                predicted_loss=data["predicted_loss"],
+                no_loss=data["no_loss"],
+                intervals={name: (low, high) for name, (low, high) in data["intervals"].items()},
+                source=data["source"],
+                space=data["space"],
+                notes=tuple(data["notes"]),
+                held_out=data.get("held_out"),
+            )  # fmt: skip
+        except InputError:
+            raise
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise InputError(f"not a blueprint ({error!r})", where=where) from None
+
+    def save(self, path: str | Path) -> None:
+        """Write as JSON."""
+        Path(path).write_text(json.dumps(self.to_dict(), indent=1) + "\n", encoding="utf-8")
+
+    @classmethod
+    def load(cls, path: str | Path) -> Blueprint:
+        """Read what `save` wrote.
+
+        Raises:
+            InputError: Where the file is missing or is not a blueprint.
+        """
+        try:
+            data = json.loads(Path(path).read_text(encoding="utf-8"))
+        except OSError as error:
+            raise InputError(error.strerror or "cannot be read", where=path) from None
+        except ValueError:
+            raise InputError("not JSON", where=path) from None
+        if not isinstance(data, dict):
+            raise InputError("not a blueprint, expected an object", where=path)
+        return cls.from_dict(data, where=path)
+
+
+def plan(compute: float, *, laws: LadderLaws | None = None, space: SearchSpace | None = None) -> Blueprint:
+    """The architecture for a compute budget.
+
+    Example::
+
+        moe_optuna.plan(3e20).architecture
+
+    Args:
+        compute: Training FLOPs, inside or beyond the laws' ladder.
+        laws: Those of a search of one's own; the published holistic laws by default.
+        space: Where architectures are from; by default that of the laws, by name.
+
+    Raises:
+        InputError: Where compute is not a positive finite number, or no architecture of the space is near.
+    """
+    from moe_optuna.laws import LadderLaws
+    from moe_optuna.space import SearchSpace
+
+    if isinstance(compute, bool) or not isinstance(compute, (int, float)) or not math.isfinite(compute) or compute <= 0:
+        raise InputError(f"{compute!r}, expected a positive finite number of training FLOPs", where="compute")
+    compute = float(compute)
+    laws = laws or LadderLaws.published()
+    space = space or SearchSpace.load(laws.space or "holistic")
+
+    flops, _ = laws.predict("flops_per_token", compute)
+    spans = {name: laws.predict(name, compute)[1] for name in dict.fromkeys((*QUANTITIES, *laws.axes_known))}
+    intervals = {name: span for name, span in spans.items() if span[0] < span[1]}  # else the law has no uncertainty
+    density, ratio = (laws.predict(name, compute)[0] for name in AXES[:2])
+    wanted = _triad(space, flops, density, ratio)
+    triad, candidates, notes = _candidates(space, laws, compute, wanted)
+    excess = _excess(laws, compute, candidates)
+    score = excess + DEVIATION * _deviation(candidates, triad)
+    best = int(score.argmin())
+
+    loss = None
+    if laws.knows_loss:
+        loss, intervals["predicted_loss"] = laws.predict("loss", compute)
+    bands = {axis: laws.band(axis, compute) for axis in AXES if axis in laws.axes_known}
+    return Blueprint(
+        compute=compute,
+        flops_per_token=flops,
+        tokens=compute / flops,
+        triad=triad,
+        architecture=_architecture(space, candidates, best),
+        band={axis: edges for axis, (edges, *_) in bands.items()},
+        band_intervals={axis: (low, high) for axis, (_, low, high) in bands.items()},
+        alternatives=_alternatives(space, laws, compute, candidates, score, best),
+        predicted_loss=loss,
+        no_loss=None if laws.knows_loss else "the laws do not give the loss itself",
+        intervals=intervals,
+        source=laws.source,
+        space=space.name,
+        notes=(*notes, *_reach(laws, compute)),
+        held_out=laws.held_out,
+    )
+
+
+def _triad(space: SearchSpace, flops: float, density: float, ratio: float) -> Triad:
+    return Triad.at(flops, density, ratio, space.tolerances)
+
+
+def _candidates(
+    space: SearchSpace, laws: LadderLaws, compute: float, wanted: Triad
+) -> tuple[Triad, dict[str, NDArray[np.int64]], list[str]]:
+    """The architectures that meet the wanted triad; where none does, those of the best triad of the space that some
+    meet.
+    """
+    found = _lattice(space, wanted)
+    if len(found["d_model"]):
+        return wanted, found, []
+    cells = space.phase_one(compute, flops_per_token=wanted.flops_per_token)
+    excess = _excess(laws, compute, cells.lattice.arrays)
+    for index in np.argsort(excess)[:20]:
+        triad = cells.triad_of(int(index))
+        triad = Triad(triad.flops_per_token, triad.active_params, triad.total_params, space.tolerances)
+        found = _lattice(space, triad)
+        if len(found["d_model"]):
+            note = (
+                f"no architecture of the space has compute_density {wanted.compute_density:.4g} and expansion_ratio "
+                f"{wanted.expansion_ratio:.4g}; the nearest by predicted loss has {triad.compute_density:.4g} and "
+                f"{triad.expansion_ratio:.4g}"
+            )
+            return triad, found, [note]
+    raise InputError(
+        f"no architecture of the space {space.name} near flops_per_token {wanted.flops_per_token:.4g}, compute_density "
+        f"{wanted.compute_density:.4g}, expansion_ratio {wanted.expansion_ratio:.4g}",
+        where=f"compute {compute:.4g}",
+    )
+
+
+def _lattice(space: SearchSpace, triad: Triad) -> dict[str, NDArray[np.int64]]:
+    """All architectures that meet a triad, or the first MOST of them, as columns."""
+    chunks: list[Columns] = []
+    held = 0
+    for chunk in _bounded(space.lattice(triad).chunks()):
+        chunks.append(chunk)
+        held += len(chunk["d_model"])
+    if not held:
+        return {name: np.zeros(0, np.int64) for name in (*DIMENSIONS, *QUANTITIES)}
+    return {name: np.concatenate([chunk[name] for chunk in chunks]) for name in chunks[0]}
+
+
+def _bounded(chunks: Iterator[Columns]) -> Iterator[Columns]:
+    held = 0
+    for chunk in chunks:
+        yield chunk
+        held += len(chunk["d_model"])
+        if held >= MOST:
+            return
+
+
+def _ratios(columns: Columns) -> dict[str, Floats]:
+    """The columns that laws know, the ratios among them."""
+    active = columns["active_params"].astype(float)
+    numbers = {name: np.maximum(column, 1).astype(float) for name, column in columns.items()}
+    return numbers | {
+        "compute_density": columns["flops_per_token"] / active,
+        "expansion_ratio": columns["total_params"] / active,
+    }
+
+
+def _excess(laws: LadderLaws, compute: float, columns: Columns) -> Floats:
+    """Predicted excess of loss over the least, (m,)."""
+    return np.asarray(laws.excess(compute, _ratios(columns))[0])
+
+
+def _deviation(columns: Columns, triad: Triad) -> Floats:
+    """Sum of squared relative deviations from the triad, (m,)."""
+    return np.asarray(sum((columns[name] / target - 1) ** 2 for name, target in triad.targets.items()))
+
+
+# What hardware likes: its name, whether an architecture has it (m,), and what is best among those (m,), None for the loss.
+_Wish = tuple[str, Callable[[Columns], NDArray[np.bool_]], Callable[[Columns], Floats] | None]
+
+
+def _all_to_all(columns: Columns) -> Floats:
+    """Bytes that a token sends between devices in training with experts spread over them: dispatch and combine,
+    forward and backward, two bytes a number."""
+    return np.asarray(8.0 * columns["top_k"] * columns["d_model"] * columns["n_moe_layers"])
+
+
+def _layers(columns: Columns) -> NDArray[np.int64]:
+    return np.asarray(columns["n_dense_layers"] + columns["n_moe_layers"])
+
+
+def _multiple(name: str, number: int) -> _Wish:
+    return f"{name} is a multiple of {number}", lambda columns: columns[name] % number == 0, None
+
+
+def _every(columns: Columns) -> NDArray[np.bool_]:
+    return np.ones(len(columns["d_model"]), bool)
+
+
+_WISHES: tuple[tuple[_Wish, ...], ...] = (
+    (_multiple("d_model", 256), _multiple("d_model", 128), _multiple("d_model", 64)),
+    (_multiple("d_expert", 128), _multiple("d_expert", 64), _multiple("d_expert", 32)),
+    (
+        ("layers divide into 8 pipeline stages", lambda columns: _layers(columns) % 8 == 0, None),
+        ("layers divide into 4 pipeline stages", lambda columns: _layers(columns) % 4 == 0, None),
+    ),
+    (
+        (
+            "d_model and d_expert are multiples of 128, layers of 4",
+            lambda columns: (
+                (columns["d_model"] % 128 == 0) & (columns["d_expert"] % 128 == 0) & (_layers(columns) % 4 == 0)
+            ),
+            None,
+        ),
+    ),
+    (("fewest all-to-all bytes a token", _every, _all_to_all),),
+    (("fewest layers, the least latency", _every, lambda columns: _layers(columns).astype(float)),),
+)  # fmt: skip
+
+
+def _alternatives(
+    space: SearchSpace, laws: LadderLaws, compute: float, columns: Columns, score: Floats, best: int
+) -> tuple[Alternative, ...]:
+    """For each wish that the blueprint itself does not fulfil, the least-loss architecture of the band that does."""
+    near = np.flatnonzero(score <= score[best] + BAND)
+    inside = {name: column[near] for name, column in columns.items()}
+    own = int(np.flatnonzero(near == best)[0])
+    chosen: dict[int, list[str]] = {}
+    for wishes in _WISHES:
+        for why, has, cost in wishes:
+            fit = has(inside)
+            if cost is None and fit[own]:
+                break  # the blueprint has it
+            if not fit.any():
+                continue
+            rank = score[near] if cost is None else cost(inside) + 1e-9 * score[near]
+            pick = int(np.flatnonzero(fit)[rank[fit].argmin()])
+            if cost is not None:
+                ours, theirs = float(cost(inside)[own]), float(cost(inside)[pick])
+                if theirs >= ours:
+                    break
+                why = f"{why}: {1 - theirs / ours:.0%} less than the blueprint's"
+            chosen.setdefault(pick, []).append(why)
+            break
+    rows = np.array([best, *near[list(chosen)]])
+    draws = laws.excess(compute, _ratios({name: column[rows] for name, column in columns.items()}), draws=200)
+    relative = (1 + draws) / (1 + draws[:, :1]) - 1
+    return tuple(
+        Alternative(
+            _architecture(space, columns, int(near[pick])),
+            "; ".join(reasons),
+            float(relative[0, i]),
+            (float(np.quantile(relative[1:, i], 0.025)), float(np.quantile(relative[1:, i], 0.975))),
+        )
+        for i, (pick, reasons) in enumerate(chosen.items(), start=1)
+    )
+
+
+def _architecture(space: SearchSpace, columns: Columns, index: int) -> MoEArchitecture:
+    """The row of the columns as an architecture of the space."""
+    shared = space.dimensions
+    values: dict[str, Any] = {name: int(columns[name][index]) for name in DIMENSIONS}
+    return MoEArchitecture(**values, tied_embeddings=shared.tied_embeddings, qk_norm=shared.qk_norm)
+
+
+def _reach(laws: LadderLaws, compute: float) -> list[str]:
+    """How far outside the ladder the budget lies."""
+    low, high = laws.budgets[0], laws.budgets[-1]
+    if low <= compute <= high:
+        return []
+    times = compute / high if compute > high else low / compute
+    side = "above" if compute > high else "below"
+    return [f"an extrapolation: {times:.3g} times {side} the ladder of {low:.3g} to {high:.3g} FLOPs"]
+
+
+def _counts(architecture: MoEArchitecture) -> dict[str, Any]:
+    """Counts in both conventions and the ratios."""
+    return {
+        **{
+            name: {count: getattr(getattr(architecture, name), count) for count in QUANTITIES if count != "tokens"}
+            for name in ("non_embedding", "full")
+        },
+        "compute_density": architecture.compute_density,
+        "expansion_ratio": architecture.expansion_ratio,
+    }
