@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import numpy as np
 import optuna
 
 from moe_optuna import MoEArchitecture
@@ -14,6 +15,13 @@ def architecture(width: int) -> MoEArchitecture:
         d_model=width, n_dense_layers=1, n_moe_layers=1, n_heads=2, n_kv_heads=1, d_head=8, d_dense=64, d_expert=16,
         n_experts=8, top_k=2, n_shared_experts=1, context_length=64, vocab_size=256,
     )  # fmt: skip
+
+
+class ByNumber(optuna.samplers.RandomSampler):
+    """Proposals that follow from the trial's number alone, so that an interrupted search can be compared."""
+
+    def sample_independent(self, study, trial, name, distribution):
+        return int(np.random.default_rng(trial.number).integers(distribution.low, distribution.high + 1))
 
 
 class SmallPhase:

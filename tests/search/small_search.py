@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import optuna
-from small_phase import SmallPhase
+from small_phase import ByNumber, SmallPhase
 
 from moe_optuna.search._controller import Controller, Work
 from moe_optuna.search._lease import Leases
@@ -49,7 +49,7 @@ def run(
     with contextlib.ExitStack() as stack:
         if storage is None:
             stack.enter_context(hold(folder))
-        chosen = {"sampler": optuna.samplers.RandomSampler(seed=0), "pruner": optuna.pruners.NopPruner()}
+        chosen = {"sampler": ByNumber(), "pruner": optuna.pruners.NopPruner()}
         study = open_study(folder, storage, workers=workers, **chosen | (settings or {}))
         executor = stack.enter_context(
             LocalExecutor(local_slots(workers), module="instant_trials", logs=folder / "logs")
