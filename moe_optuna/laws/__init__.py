@@ -9,45 +9,78 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from moe_optuna.laws._fit import Fit, HeldOut, fit
+    from moe_optuna.laws._leverage import FamilyLeverage, Leverage, leverage, leverage_from_runs
+    from moe_optuna.laws._runs import read_runs
     from moe_optuna.laws.axis import AxisFit, AxisForm, fit_axes, fit_axis
     from moe_optuna.laws.band import BAND, Band, Growth, Optimum, band_of_draws, growth
+    from moe_optuna.laws.forms import FORMS, Form, Parameter
     from moe_optuna.laws.ladder import LadderLaws, PowerLaw, fit_ladder
+    from moe_optuna.laws.published import PUBLISHED, OutsideRangeWarning, PublishedLaw
     from moe_optuna.laws.surrogate import Observations, Surrogate
 
 _HOME = {
     "BAND": "band",
+    "FORMS": "forms",
+    "PUBLISHED": "published",
     "AxisFit": "axis",
     "AxisForm": "axis",
     "Band": "band",
+    "FamilyLeverage": "_leverage",
+    "Fit": "_fit",
+    "Form": "forms",
     "Growth": "band",
+    "HeldOut": "_fit",
     "LadderLaws": "ladder",
+    "Leverage": "_leverage",
     "Observations": "surrogate",
     "Optimum": "band",
+    "OutsideRangeWarning": "published",
+    "Parameter": "forms",
     "PowerLaw": "ladder",
+    "PublishedLaw": "published",
     "Surrogate": "surrogate",
     "band_of_draws": "band",
+    "fit": "_fit",
     "fit_axes": "axis",
     "fit_axis": "axis",
     "fit_ladder": "ladder",
     "growth": "band",
+    "leverage": "_leverage",
+    "leverage_from_runs": "_leverage",
+    "read_runs": "_runs",
 }
 
 __all__ = [
     "BAND",
+    "FORMS",
+    "PUBLISHED",
     "AxisFit",
     "AxisForm",
     "Band",
+    "FamilyLeverage",
+    "Fit",
+    "Form",
     "Growth",
+    "HeldOut",
     "LadderLaws",
+    "Leverage",
     "Observations",
     "Optimum",
+    "OutsideRangeWarning",
+    "Parameter",
     "PowerLaw",
+    "PublishedLaw",
     "Surrogate",
     "band_of_draws",
+    "fit",
     "fit_axes",
     "fit_axis",
     "fit_ladder",
     "growth",
+    "leverage",
+    "leverage_from_runs",
+    "read_runs",
 ]
 
 

@@ -1,0 +1,110 @@
+"""Tables of runs: reading and checking, once, at the boundary."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from moe_optuna.errors import InputError, did_you_mean
+from moe_optuna.laws._formulas import Array
+from moe_optuna.laws.forms import Form, form
+
+__all__ = ["checked", "read_runs"]
+
+_POSITIVE = (0.0, np.inf, "a positive number")
+_COUNT = (-1e-9, np.inf, "a number of at least 0")
+_DOMAINS: dict[str, tuple[float, float, str]] = {
+    "activation_ratio": (0.0, 1.0, "a number above 0 and at most 1"),
+    "compute_density": (6.0, np.inf, "a number above 6"),
+    "expansion_ratio": (1.0 - 1e-9, np.inf, "a number of at least 1"),
+    "n_experts": _COUNT,
+    "top_k": _COUNT,
+    "n_shared_experts": _COUNT,
+    "width": (-np.inf, np.inf, "a finite number"),
+}
+"""Lower end (excluded), upper end (included) and their words; every other column is positive."""
+
+
+def checked(law: Form, columns: Mapping[str, ArrayLike], *, where: object = None) -> dict[str, Array]:
+    """The columns that a law reads, as float arrays ``(n,)`` of one length, all in their domain.
+
+    Raises:
+        InputError: Names the column and the row (the first is 1) that does not fit.
+    """
+    place = "" if where is None else f"{where}: "
+    if missing := [name for name in law.columns if name not in columns]:
+        hints = "".join(did_you_mean(name, columns) for name in missing[:1])
+        raise InputError(
+            f"missing column{'s' * (len(missing) > 1)} {', '.join(missing)}, "
+            f"expected {', '.join(law.columns)} for law {law.name!r}{hints}",
+            where=where,
+        )
+    table: dict[str, Array] = {}
+    for name in law.columns:
+        try:
+            values = np.asarray(columns[name], dtype=float)
+        except (TypeError, ValueError):
+            raise InputError("not numbers", where=f"{place}column {name}") from None
+        if values.ndim != 1:
+            raise InputError(f"{values.ndim} dimensions, expected 1", where=f"{place}column {name}")
+        low, high, words = _DOMAINS.get(name, _POSITIVE)
+        if (bad := ~(np.isfinite(values) & (values > low) & (values <= high))).any():
+            row = int(bad.argmax())
+            raise InputError(f"{values[row]:g}, expected {words}", where=f"{place}row {row + 1}, column {name}")
+        table[name] = values
+    if len({len(values) for values in table.values()}) > 1:
+        lengths = ", ".join(f"{name} {len(values)}" for name, values in table.items())
+        raise InputError(f"columns of different lengths: {lengths}", where=where)
+    return table
+
+
+def read_runs(path: str | Path, law: str) -> dict[str, Array]:
+    """The columns that a law reads out of a CSV file of runs; other columns are passed over.
+
+    Where the file has a column `state`, rows of another state than complete are left out.
+
+    Raises:
+        InputError: One line that names the file, the row (1 is the first below the header) and the column.
+    """
+    wanted = form(law)
+    try:
+        with Path(path).open(newline="", encoding="utf-8-sig") as file:
+            reader = csv.DictReader(file, skipinitialspace=True)
+            names = [name.strip() for name in reader.fieldnames or ()]
+            reader.fieldnames = names
+            rows = list(reader)
+    except OSError as error:
+        raise InputError(error.strerror or "cannot be read", where=path) from None
+    except (UnicodeDecodeError, csv.Error):
+        raise InputError("not a CSV text file", where=path) from None
+    if missing := [name for name in wanted.columns if name not in names]:
+        hint = did_you_mean(missing[0], names)
+        raise InputError(
+            f"missing column{'s' * (len(missing) > 1)} {', '.join(missing)}, "
+            f"expected {', '.join(wanted.columns)} for law {law!r}{hint}",
+            where=path,
+        )
+    numbered = [
+        (number, row)
+        for number, row in enumerate(rows, start=1)
+        if (row.get("state") or "complete").strip().rpartition(".")[2].lower() == "complete"
+    ]
+    if not numbered:
+        raise InputError(f"{'no complete run' if rows else 'no row'}, expected one run a row", where=path)
+    table = {name: np.empty(len(numbered)) for name in wanted.columns}
+    for index, (number, row) in enumerate(numbered):
+        for name in wanted.columns:
+            text = row[name]
+            low, high, words = _DOMAINS.get(name, _POSITIVE)
+            try:
+                value = float(text)
+            except (TypeError, ValueError):
+                value = np.nan
+            if not (np.isfinite(value) and low < value <= high):
+                raise InputError(f"{text!r}, expected {words}", where=f"{path}: row {number}, column {name}")
+            table[name][index] = value
+    return table
