@@ -119,14 +119,17 @@ class Controller:
             InputError: Where it cannot.
             KeyboardInterrupt: Where the search was stopped.
         """
-        self.executor.send(0, {"prepare": recipe})
+        chosen: int | None = None
         while True:
+            if chosen is None and (available := self.executor.available()):
+                chosen = available[0]
+                self.executor.send(chosen, {"prepare": recipe})
             for worker, message in self.executor.wait(TICK):
                 if "prepared" in message:
                     return
                 if "failed" in message:
                     raise InputError(message["failed"]["reason"])
-                if worker == 0 and "died" in message:
+                if worker == chosen and "died" in message:
                     raise InputError(f"the worker that prepared the data died: {message['died']}")
             if self.stopping:
                 raise KeyboardInterrupt
@@ -158,7 +161,7 @@ class Controller:
 
     def _fill(self, work: Work) -> bool:
         """Give trials to idle workers; whether the study needs more than this controller runs."""
-        for worker in range(self.executor.workers):
+        for worker in self.executor.available():
             if worker in self._running or self.stopping:
                 continue
             run = self._next(work)
@@ -237,18 +240,15 @@ class Controller:
             return
         if "result" in message or (run.verdict and {"died", "failed"} & message.keys()):
             self._finish(work, run, message.get("result", {}))
-        elif "interrupted" in message:
-            self._give_back(work, run)
-        elif "died" in message and not message["started"]:  # not the trial's doing: it was never read
-            self._running[worker] = run
-            self._launch(work, worker)
+        elif "interrupted" in message or ("died" in message and not message["started"]):
+            self._give_back(work, run)  # a worker that dies before it is ready has not seen the trial
         elif "died" in message:
-            self._retry(work, worker, run, f"the worker died, {message['died']}", fail=True)
+            self._retry(work, run, f"the worker died, {message['died']}", fail=True)
         elif message["failed"]["kind"] == "trial":
             run.verdict, run.reason = "failed", message["failed"]["reason"]
             self._finish(work, run, {})
         elif message["failed"]["kind"] == "system":
-            self._retry(work, worker, run, message["failed"]["reason"], fail=False)
+            self._retry(work, run, message["failed"]["reason"], fail=False)
         else:
             self._give_back(work, run)
             raise InputError(message["failed"]["reason"])
@@ -289,24 +289,21 @@ class Controller:
         self.finished(work, _frozen(work.study, run.trial))
         self._tell("end", work, run, loss=loss, fraction=1.0, state=run.verdict or "complete", message=run.reason)
 
-    def _retry(self, work: Work, worker: int, run: _Run, reason: str, *, fail: bool) -> None:
-        """Try once more on the same worker, from the checkpoint; after `RETRIES` times the trial fails, or, where it is
-        not to blame, the search stops."""
+    def _retry(self, work: Work, run: _Run, reason: str, *, fail: bool) -> None:
+        """Give the trial back, to be resumed from its checkpoint; after `RETRIES` times it fails, or, where it is not
+        to blame, the search stops."""
         deaths = _frozen(work.study, run.trial).system_attrs.get(_DEATHS, 0) + 1
-        work.study._storage.set_trial_system_attr(run.trial._trial_id, _DEATHS, deaths)
-        if self.stopping:
-            self._give_back(work, run)
-        elif deaths <= RETRIES:
-            self._tell("note", work, run, message=f"trial {run.trial.number} is tried again: {reason}")
-            run.verdict = ""
-            self._running[worker] = run
-            self._launch(work, worker)
-        elif fail:
+        last = deaths > RETRIES
+        if last and fail:
             run.verdict, run.reason = "failed", f"{reason}; tried {deaths} times"
             self._finish(work, run, {})
-        else:
-            work.study._storage.set_trial_system_attr(run.trial._trial_id, _DEATHS, 0)
-            self._give_back(work, run)
+            return
+        if not self.stopping:  # a worker that ends while the search does has its reason there
+            attribute = 0 if last else deaths
+            work.study._storage.set_trial_system_attr(run.trial._trial_id, _DEATHS, attribute)
+        self._tell("note", work, run, message=f"trial {run.trial.number} goes back: {reason}")
+        self._give_back(work, run)
+        if last:
             raise InputError(f"{reason}; tried {deaths} times; the same command resumes", where=run.task["checkpoint"])
 
     def _give_back(self, work: Work, run: _Run) -> None:

