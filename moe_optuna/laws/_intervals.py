@@ -23,6 +23,11 @@ _WINDOW = 0.3
 """Share of the runs whose residuals, nearest zero, give the density of the noise there."""
 
 
+_RIDGE = 1e-7
+_NARROW = 5.0
+"""Threshold at which constrained fits begin, over delta: they start next to their optimum."""
+
+
 @dataclass(frozen=True)
 class Profile:
     """Ends of the interval of each coefficient, in the formula's coordinates ``(p,)``, and which are open.
@@ -83,9 +88,13 @@ def spread(
     summed = score if number == n else np.stack([np.bincount(groups, row) for row in score])
     variance = summed @ summed.T * n / max(n - p, 1) * number / max(number - 1, 1)
 
-    scale = np.sqrt(np.diag(hessian)) + 1e-150
-    inverse = np.linalg.inv(hessian / np.outer(scale, scale) + 1e-9 * np.eye(p)) / np.outer(scale, scale)
-    return inverse, inverse @ variance @ inverse
+    # Directions in which the law does not change have neither curvature nor scores; the ridge gives them the ratio
+    # that independent runs have on the whole.
+    scale = np.sqrt(np.diag(hessian)) + 1e-12 * np.sqrt(np.trace(hessian)) + 1e-150
+    ratio = (np.clip(residual, -delta, delta) ** 2).sum() / max(n - p, 1) / (near.mean() * min(1.0, delta / window))
+    inverse = np.linalg.inv(hessian / np.outer(scale, scale) + _RIDGE * np.eye(p))
+    middle = inverse @ (variance / np.outer(scale, scale) + _RIDGE * ratio * np.eye(p)) @ inverse
+    return inverse / np.outer(scale, scale), middle / np.outer(scale, scale)
 
 
 def profile(
@@ -103,68 +112,63 @@ def profile(
 
     here_SP = (to_SPP @ phi_P[:, None])[..., 0]
     inverse_SPP = to_SPP @ inverse @ to_SPP.transpose(0, 2, 1)
-    covariance_SPP = to_SPP @ covariance @ to_SPP.transpose(0, 2, 1)
-    flat_S = np.maximum(inverse_SPP[rows, index, index], 1e-300)
-    variance_S = covariance_SPP[rows, index, index]
+    flat_S = inverse_SPP[rows, index, index]
+    variance_S = (to_SPP @ covariance @ to_SPP.transpose(0, 2, 1))[rows, index, index]
     tangent_SP = inverse_SPP[rows, :, index] / flat_S[:, None]
     freedom = min(n - p, int(groups.max()))  # groups less one
-    root_S = np.sqrt(0.5 * variance_S / flat_S) * student(level, freedom)  # of the rise at the end of the interval
-    root_S = np.maximum(root_S, 1e-9)
+    # The root of the rise at the end of the interval; a fit without error still has the rounding of its objective.
+    root_S = np.maximum(np.sqrt(0.5 * variance_S / flat_S) * student(level, freedom), 1e-9)
 
     free_SP = np.ones((count, p), bool)
     free_SP[rows, index] = False
     centre_S = here_SP[rows, index]
     span_S = np.abs(np.where(sign < 0, walk.low[rows, index], walk.high[rows, index]) - centre_S)
-    error_S = np.maximum(np.sqrt(variance_S), 1e-9 * (1.0 + np.abs(centre_S)))
+    error_S = np.sqrt(variance_S)
 
-    inner_S, outer_S = (
-        np.zeros(count),
-        np.full(count, np.nan),
-    )  # distances at which the rise is below, above the threshold
+    # Distances at which the rise is below and above the threshold, with its roots there.
+    inner_S, outer_S = np.zeros(count), np.full(count, np.nan)
     inner_root_S, outer_root_S = np.zeros(count), np.full(count, np.nan)
     nearest_SP = here_SP.copy()
     open_S = span_S <= 1e-9
-    done_S = open_S.copy()
-    distance_S = np.minimum(2.0 * error_S, span_S)
-    weights = np.ones((1, n))
-    better: Array | None = None
-    least = objective
+    end_S = np.where(open_S, span_S, np.nan)
+    distance_S = np.minimum(np.maximum(2.0 * error_S, 1e-9 * (1.0 + np.abs(centre_S))), span_S)
+    least, better = objective, None
     for _ in range(16):
-        at_S = centre_S + sign * distance_S
-        along_SP = here_SP + (at_S - centre_S)[:, None] * tangent_SP
-        starts = np.concatenate([along_SP, nearest_SP])
-        starts[rows, index], starts[rows + count, index] = at_S, at_S
-        twice = walk.part(np.tile(rows, 2))
-        found_SP, value_S = minimise(
-            twice, starts, weights, delta, wide=0.01, free_SP=np.concatenate([free_SP, free_SP]), steps=25
-        )
-        second = value_S[count:] < value_S[:count]
-        found_SP = np.where(second[:, None], found_SP[count:], found_SP[:count])
-        value_S = np.minimum(value_S[:count], value_S[count:])
+        live = np.flatnonzero(np.isnan(end_S))
+        if not len(live):
+            break
+        at_S = centre_S[live] + sign[live] * distance_S[live]
+        starts = np.stack([here_SP[live] + (at_S - centre_S[live])[:, None] * tangent_SP[live], nearest_SP[live]])
+        starts[:, np.arange(len(live)), index[live]] = at_S
+        found, value = minimise(
+            walk.part(np.tile(live, 2)), starts.reshape(-1, p), np.ones((1, n)), delta,
+            wide=_NARROW * delta, free_SP=np.tile(free_SP[live], (2, 1)), steps=25,
+        )  # fmt: skip
+        value_S, which = value.reshape(2, -1).min(0), value.reshape(2, -1).argmin(0)
+        found_SP = found.reshape(2, -1, p)[which, np.arange(len(live))]
         if value_S.min() < least * (1 - 1e-6):
             least = float(value_S.min())
-            best = int(value_S.argmin())
-            better = np.linalg.solve(to_SPP[best], found_SP[best])
+            better = np.linalg.solve(to_SPP[live[value_S.argmin()]], found_SP[value_S.argmin()])
         rise_S = np.sqrt(np.maximum(value_S - objective, 0.0))
 
-        below = (rise_S < root_S) & ~done_S
-        above = (rise_S >= root_S) & ~done_S
-        reached = below & (distance_S >= span_S * (1 - 1e-9))
-        open_S, done_S = open_S | reached, done_S | reached
-        inner_S, inner_root_S = np.where(below, distance_S, inner_S), np.where(below, rise_S, inner_root_S)
-        outer_S, outer_root_S = np.where(above, distance_S, outer_S), np.where(above, rise_S, outer_root_S)
-        nearest_SP = np.where(below[:, None], found_SP, nearest_SP)
+        below = rise_S < root_S[live]
+        inside, outside = live[below], live[~below]
+        inner_S[inside], inner_root_S[inside] = distance_S[inside], rise_S[below]
+        nearest_SP[inside] = found_SP[below]
+        outer_S[outside], outer_root_S[outside] = distance_S[outside], rise_S[~below]
+        reached = inside[distance_S[inside] >= span_S[inside] * (1 - 1e-9)]
+        open_S[reached], end_S[reached] = True, span_S[reached]
+
         bracketed = ~np.isnan(outer_S)
-        done_S |= bracketed & (outer_S - inner_S < 0.02 * outer_S)
-        if done_S.all():
-            break
-        slope_S = (root_S - inner_root_S) / np.maximum(outer_root_S - inner_root_S, 1e-300)
-        between_S = inner_S + (outer_S - inner_S) * np.clip(slope_S, 0.1, 0.9)
-        onward_S = 1.1 * distance_S * root_S / np.maximum(inner_root_S, 1e-12)
-        onward_S = np.clip(onward_S, 1.2 * distance_S, 4 * distance_S)
+        share_S = (root_S - inner_root_S) / np.maximum(outer_root_S - inner_root_S, 1e-300)
+        between_S = inner_S + (outer_S - inner_S) * np.clip(share_S, 0.02, 0.98)
+        near = np.abs(rise_S / root_S[live] - 1.0) < 0.01
+        settled = bracketed & np.isnan(end_S) & (outer_S - inner_S < 0.02 * outer_S)
+        settled[live[near]] |= np.isnan(end_S[live[near]])
+        end_S[settled] = np.where(bracketed, between_S, distance_S)[settled]
+        onward_S = np.clip(distance_S * root_S / np.maximum(inner_root_S, 1e-12), 1.2 * distance_S, 4 * distance_S)
         distance_S = np.where(bracketed, between_S, np.minimum(onward_S, span_S))
-    slope_S = np.clip((root_S - inner_root_S) / np.maximum(outer_root_S - inner_root_S, 1e-300), 0.0, 1.0)
-    end_S = np.where(np.isnan(outer_S), np.where(open_S, span_S, inner_S), inner_S + (outer_S - inner_S) * slope_S)
+    open_S |= np.isnan(end_S) & np.isnan(outer_S)
+    end_S = np.where(np.isnan(end_S), np.where(np.isnan(outer_S), inner_S, distance_S), end_S)
     ends = centre_S + sign * end_S + problem.offset[index]
-    open_S |= np.isnan(outer_S)
-    return Profile(ends[:p], ends[p:], open_S[:p], open_S[p:], np.sqrt(variance_S[:p]), better)
+    return Profile(ends[:p], ends[p:], open_S[:p], open_S[p:], error_S[:p], better)
