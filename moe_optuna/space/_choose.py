@@ -9,13 +9,14 @@ from numpy.typing import NDArray
 
 from moe_optuna.space._solve import Columns, Problem
 
-__all__ = ["at_width", "nearest_each"]
+__all__ = ["at_width", "join", "nearest_each"]
 
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
 
 
-def _join(pieces: Sequence[Columns]) -> Columns:
+def join(pieces: Sequence[Columns]) -> Columns:
+    """Columns one below the other."""
     return {name: np.concatenate([piece[name] for piece in pieces]) for name in pieces[0]} if pieces else {}
 
 
@@ -38,7 +39,7 @@ def nearest_each(problem: Problem, targets: Floats, keys: Sequence[str]) -> Colu
         deviations.append(deviation[kept])
     if not best:
         return {}
-    return _first_of_each(_join(best), keys, [np.concatenate(deviations)])[0]
+    return _first_of_each(join(best), keys, [np.concatenate(deviations)])[0]
 
 
 def at_width(problem: Problem, targets: Floats, d_model: Floats) -> Columns:
@@ -58,7 +59,7 @@ def at_width(problem: Problem, targets: Floats, d_model: Floats) -> Columns:
             orders.append(deviation)
         solved = np.empty(0, dtype=np.int64)
         if pieces and sum(len(order) for order in orders):
-            columns = _join(pieces)
+            columns = join(pieces)
             distance = np.abs(columns["d_model"] // step - at[columns["pair"]]).astype(float)
             columns, _ = _first_of_each(columns, ["pair"], [distance, np.concatenate(orders)])
             solved = columns["pair"]
@@ -68,6 +69,6 @@ def at_width(problem: Problem, targets: Floats, d_model: Floats) -> Columns:
         # The proxy is the middle of the interval, so that four times it is far beyond its end.
         open_pairs = open_pairs[left & (reach < 3 * at)]
         reach = 2 * reach + 1
-    columns = _join(found)
+    columns = join(found)
     order = np.argsort(columns["pair"]) if columns else None
     return {name: column[order] for name, column in columns.items()}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from fractions import Fraction
+from math import lcm
 from typing import Annotated, Any
 
 import numpy as np
@@ -137,10 +138,23 @@ class Dimensions(Frozen):
         """The dimensions with more than one value, in the order of `CHOICES`."""
         return tuple(name for name in CHOICES if len(getattr(self, name)) > 1)
 
-    def combinations(self, *, first: bool = False) -> dict[str, Integers]:
+    @property
+    def first(self) -> Dimensions:
+        """With the first of each list of values alone: the dimensions of phases 0 and 1."""
+        return self.model_copy(update={name: getattr(self, name)[:1] for name in CHOICES})
+
+    def with_multiple(self, multiple: int) -> Dimensions:
+        """With all widths multiples of `multiple` as well."""
+        widths = {name: getattr(self, name) for name in ("d_model", "d_expert", "d_dense")}
+        update = {
+            name: spec.model_copy(update={"multiple": lcm(spec.multiple, multiple)}) for name, spec in widths.items()
+        }
+        return self.model_copy(update=update)
+
+    def combinations(self) -> dict[str, Integers]:
         """Every combination of the listed values that is an architecture, (n,) for each of `CHOICES`, and
-        `n_kv_heads`; with `first` only that of the first values."""
-        lists = [getattr(self, name)[:1] if first else sorted(getattr(self, name)) for name in CHOICES]
+        `n_kv_heads`."""
+        lists = [sorted(getattr(self, name)) for name in CHOICES]
         table = np.array(list(itertools.product(*lists)), dtype=np.int64).reshape(-1, len(CHOICES))
         columns = dict(zip(CHOICES, table.T, strict=True))
         valid = (columns["n_heads"] % columns["queries_per_kv_head"] == 0) & (columns["top_k"] <= columns["n_experts"])
@@ -159,7 +173,6 @@ class Scale(Frozen):
     n_heads: Choices | None = None
     queries_per_kv_head: Choices | None = None
     d_head: Choices | None = None
-    context_length: PositiveInt | None = None
 
     @property
     def changes(self) -> dict[str, Any]:

@@ -1,36 +1,122 @@
-"""What a cluster demands of an architecture."""
+"""What a cluster demands of an architecture; it prunes the lattice before anything is sampled."""
 
 from __future__ import annotations
 
-from pydantic import PositiveInt
+from typing import Any, Literal
 
-from moe_optuna.space._dimensions import Frozen
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import PositiveFloat, PositiveInt, model_validator
+
+from moe_optuna.architecture import MoEArchitecture
+from moe_optuna.memory import Memory, Shape, all_to_all_bytes, training_memory
+from moe_optuna.space._dimensions import Dimensions, Frozen
 from moe_optuna.space._solve import Columns
 
 __all__ = ["Infrastructure"]
 
 
 class Infrastructure(Frozen):
-    """Rules of a cluster; they prune the lattice before anything is sampled.
+    """Rules of a cluster.
 
     Attributes:
         width_multiple: d_model, d_expert and d_dense are multiples of it.
         expert_parallel: n_experts is a multiple of it.
         tensor_parallel: n_heads and n_kv_heads are multiples of it.
         pipeline_stages: n_layers is a multiple of it.
+        data_parallel: Replicas, over which ZeRO divides.
+        memory_per_device: Most bytes that training may take on a device (`moe_optuna.memory`); no rule if absent.
+        tokens_per_device: Tokens of a micro-batch; the context length if absent.
+        zero: ZeRO stage.
+        recompute: Whether activations are computed again in the backward pass.
+        all_to_all_bytes: Most bytes that a token may send to other devices in a training step; no rule if absent.
     """
 
     width_multiple: PositiveInt = 1
     expert_parallel: PositiveInt = 1
     tensor_parallel: PositiveInt = 1
     pipeline_stages: PositiveInt = 1
+    data_parallel: PositiveInt = 1
+    memory_per_device: PositiveFloat | None = None
+    tokens_per_device: PositiveInt | None = None
+    zero: Literal[0, 1, 2, 3] = 1
+    recompute: bool = False
+    all_to_all_bytes: PositiveFloat | None = None
 
-    def allowed(self, combinations: Columns) -> Columns:
-        """The combinations that the devices can divide among them."""
+    @model_validator(mode="after")
+    def _consistent(self) -> Infrastructure:
+        if self.data_parallel % self.expert_parallel and self.data_parallel > 1:
+            raise ValueError(
+                f"data_parallel: {self.data_parallel}, expected a multiple of expert_parallel = {self.expert_parallel}"
+            )
+        return self
+
+    def allowed(self, combinations: Columns) -> NDArray[np.bool_]:
+        """Which combinations the devices can divide among them, (n,)."""
         c = combinations
-        keep = (
+        return np.asarray(
             (c["n_experts"] % self.expert_parallel == 0)
             & (c["n_heads"] % self.tensor_parallel == 0)
             & (c["n_kv_heads"] % self.tensor_parallel == 0)
         )
-        return {name: column[keep] for name, column in c.items()}
+
+    def shape(self, columns: Columns, dimensions: Dimensions) -> Shape:
+        """What `moe_optuna.memory` needs to know of the architectures of a space, (n,) each."""
+        c, vocabulary = columns, dimensions.vocab_size
+        layers = c["n_dense_layers"] + c["n_moe_layers"]
+        features = 2 * c["d_head"] * (c["n_heads"] + c["n_kv_heads"])
+        expert = 3 * c["d_model"] * c["d_expert"] * c["n_moe_layers"]
+        # Norms and router as in `MoEArchitecture.full`; the gains of QK norm are shared by the heads.
+        vectors = (2 * layers + 1) * c["d_model"] + 2 * c["d_head"] * layers * dimensions.qk_norm
+        dense = 3 * c["d_model"] * c["d_dense"] * c["n_dense_layers"]
+        router = c["d_model"] * c["n_experts"] * c["n_moe_layers"]
+        return Shape(
+            **{name: c[name] for name in ("d_model", "n_dense_layers", "n_moe_layers", "d_dense", "d_expert")},
+            **{name: c[name] for name in ("n_experts", "top_k")},
+            d_shared=c["n_shared_experts"] * c["d_expert"],
+            vocab_size=vocabulary,
+            layer_params=features * c["d_model"] * layers + dense + expert * c["n_shared_experts"] + router + vectors,
+            expert_params=expert * c["n_experts"],
+            embedding_params=vocabulary * c["d_model"],
+            head_params=(not dimensions.tied_embeddings) * vocabulary * c["d_model"],
+            mixer_features=features,
+        )
+
+    def memory(self, columns: Columns, dimensions: Dimensions) -> Memory[NDArray[np.float64]]:
+        """Bytes on a device for columns of architectures of a space, (n,) each part."""
+        tokens = self.tokens_per_device or dimensions.context_length
+        return training_memory(self.shape(columns, dimensions), tokens=tokens, **self.sharding)
+
+    @property
+    def sharding(self) -> dict[str, Any]:
+        """The arguments of `training_memory` that a cluster fixes."""
+        names = ("data_parallel", "tensor_parallel", "expert_parallel", "pipeline_stages", "zero", "recompute")
+        return {name: getattr(self, name) for name in names}
+
+    def traffic(self, columns: Columns, dimensions: Dimensions) -> NDArray[np.float64]:
+        """Bytes that a token sends to other devices in a training step, (n,)."""
+        return np.asarray(
+            all_to_all_bytes(self.shape(columns, dimensions), expert_parallel=self.expert_parallel), dtype=float
+        )
+
+    @property
+    def limits_architectures(self) -> bool:
+        """Whether there is a rule on whole architectures, which `admits` tells."""
+        return self.memory_per_device is not None or self.all_to_all_bytes is not None
+
+    def admits(self, columns: Columns, dimensions: Dimensions) -> NDArray[np.bool_]:
+        """Whether architectures keep the limits of memory and traffic, (n,)."""
+        keeps = np.ones(len(columns["d_model"]), dtype=bool)
+        if self.memory_per_device is not None:
+            keeps &= self.memory(columns, dimensions).total <= self.memory_per_device
+        if self.all_to_all_bytes is not None:
+            keeps &= self.traffic(columns, dimensions) <= self.all_to_all_bytes
+        return keeps
+
+    def of(self, architecture: MoEArchitecture, dimensions: Dimensions) -> dict[str, float]:
+        """What one architecture uses of `memory_per_device` and `all_to_all_bytes`."""
+        tokens = self.tokens_per_device or dimensions.context_length
+        return {
+            "memory_per_device": float(training_memory(architecture, tokens=tokens, **self.sharding).total),
+            "all_to_all_bytes": float(all_to_all_bytes(architecture, expert_parallel=self.expert_parallel)),
+        }

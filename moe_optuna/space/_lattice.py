@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from moe_optuna.architecture import DIMENSIONS, MoEArchitecture
 from moe_optuna.errors import InputError
-from moe_optuna.space._solve import Columns, Piece, Problem, counts
+from moe_optuna.space._solve import COUNTS, Columns, Piece, Problem, counts
 
 if TYPE_CHECKING:
     from moe_optuna.space._dimensions import Dimensions
@@ -22,8 +22,6 @@ Integers = NDArray[np.int64]
 
 LARGEST = 2_000_000
 """Architectures that `Lattice.arrays` holds at most: 256 MB."""
-
-_COUNTS = ("flops_per_token", "active_params", "total_params")
 
 
 class Lattice(Sequence[MoEArchitecture]):
@@ -69,7 +67,7 @@ class Lattice(Sequence[MoEArchitecture]):
         if len(self) > LARGEST:
             raise InputError(f"{len(self)} architectures, more than the {LARGEST} of `arrays`: use `chunks`")
         pieces = list(self.chunks()) or [self._complete({})]
-        return {name: np.concatenate([piece[name] for piece in pieces]) for name in (*DIMENSIONS, *_COUNTS)}
+        return {name: np.concatenate([piece[name] for piece in pieces]) for name in (*DIMENSIONS, *COUNTS)}
 
     @cached_property
     def _offsets(self) -> tuple[list[Piece], Integers]:

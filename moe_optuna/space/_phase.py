@@ -14,9 +14,11 @@ from numpy.typing import NDArray
 from moe_optuna.architecture import MoEArchitecture
 from moe_optuna.errors import InputError
 from moe_optuna.space._axis import Axis
-from moe_optuna.space._choose import at_width, nearest_each
+from moe_optuna.space._choose import at_width, join, nearest_each
 from moe_optuna.space._closed_form import ClosedForm
+from moe_optuna.space._diagnosis import Diagnosis, diagnose, reason
 from moe_optuna.space._lattice import Lattice
+from moe_optuna.space._rules import Rules
 from moe_optuna.space._solve import Bands, Columns, counts
 from moe_optuna.triad import Tolerances, Triad
 
@@ -137,12 +139,39 @@ class Phase:
     def why_not(self, params: Mapping[str, float | int]) -> str:
         """Why parameters mean no architecture, and which would, in one line."""
         point = ", ".join(f"{axis.name} = {params[axis.name]:.6g}" for axis in self.axes)
-        if outside := [axis.name for axis in self.axes if not axis.contains(params[axis.name])]:
-            return f"{point}: {outside[0]} is outside its range"
+        for axis in self.axes:
+            if not axis.contains(params[axis.name]):
+                expected = f"one of {axis.choices}" if axis.choices else f"{axis.low:g} to {axis.high:g}"
+                return f"{axis.name} = {params[axis.name]!r}, expected {expected}"
+        rules, triad = self._held(params)
+        met = bool(rules.lattice(Bands.of(triad)))
+        cause = f"what meets it lies further off than {REACH:.0%} of an axis" if met else reason(rules, triad)
         unit = np.array([float(axis.to_unit(params[axis.name])) for axis in self.axes])
-        nearest = int(np.argmin(((self.unit - unit) ** 2).sum(axis=1)))
-        feasible = ", ".join(f"{name} = {value:.6g}" for name, value in self.params(nearest).items())
-        return f"{point}: no architecture near; nearest feasible: {feasible}"
+        nearest = self.params(int(np.argmin(((self.unit - unit) ** 2).sum(axis=1))))
+        feasible = ", ".join(f"{name} = {value:.6g}" for name, value in nearest.items())
+        return f"no architecture at {point}: {cause}; nearest feasible: {feasible}"
+
+    def explain(self, params: Mapping[str, float | int]) -> Diagnosis:
+        """What meets the triad that parameters stand for with their discrete choices; where nothing does, what binds,
+        the nearest feasible triad, and the smallest relaxation of each rule."""
+        return diagnose(*self._held(params))
+
+    def _held(self, params: Mapping[str, float | int]) -> tuple[Rules, Triad]:
+        """The rules and the triad that parameters stand for."""
+        triad = self.triad or self._triad_at(params)
+        rules = self.space.rules(triad.flops_per_token)
+        discrete = {axis.name: (int(params[axis.name]),) for axis in self.axes if axis.choices}
+        return Rules(rules.dimensions.first.model_copy(update=discrete), rules.infrastructure), triad
+
+    def _triad_at(self, params: Mapping[str, float | int]) -> Triad:
+        """The triad of coordinates of phase 0 or 1, where the others are those of the phase's own targets."""
+        flops, active, total = self.targets[0]
+        density, expansion = flops / active, total / active
+        if self.number == 0:
+            flops = self.space.allocation(self.compute).flops_per_token * params["allocation"]
+        else:
+            density, expansion = params["compute_density"], params["expansion_ratio"]
+        return Triad.at(float(flops), float(density), float(expansion), self.tolerances)
 
     def tokens(self, architecture: MoEArchitecture) -> int:
         """Tokens that use up the budget: D = C / M of the architecture itself, to the nearest."""
@@ -170,22 +199,26 @@ def _cells(space: SearchSpace, targets: Floats, tolerances: Tolerances) -> tuple
     """One architecture for each of the targets (n, 3) that has any, at its proxy width: the median of the feasible
     d_model, which is the middle of the closed form's interval. Returns dimensions and targets, (m,) and (m, 3)."""
     relative = (tolerances.flops_per_token, tolerances.active_params, tolerances.total_params)
-    problem, pairs = space.problem(targets, Bands.around(targets, relative), first=True)
-    aim = targets[pairs["target"]]
-    low, high = _interval(space, aim, problem.combinations)
-    columns = at_width(problem, aim, (low + high) / 2)
-    if not columns:
-        return {}, targets[:0]
-    pair = columns.pop("pair")
-    return columns, aim[pair]
+    pieces, aims = [], []
+    for rows, rules in space.scales(targets[:, 0]):
+        first = Rules(rules.dimensions.first, rules.infrastructure)
+        problem, row = first.problem(Bands.around(targets[rows], relative))
+        aim = targets[rows][row]
+        low, high = _interval(first, aim, problem.combinations)
+        columns = at_width(problem, aim, (low + high) / 2)
+        if columns:
+            aims.append(aim[columns.pop("pair")])
+            pieces.append(columns)
+    return (join(pieces), np.concatenate(aims)) if pieces else ({}, targets[:0])
 
 
-def _interval(space: SearchSpace, targets: Floats, combinations: Columns) -> tuple[Floats, Floats]:
+def _interval(rules: Rules, targets: Floats, combinations: Columns) -> tuple[Floats, Floats]:
     """The feasible d_model of each target (n, 3) with its combination, in real numbers."""
+    d = rules.dimensions
+    # A free dense width is taken at three times d_model, the shape of the paper's.
+    ratio = d.d_dense.ratio or 3.0
     form = ClosedForm.of(targets, combinations)
-    d = space.dimensions
-    # A free dense width is taken at the ratio at which a block has the shape of the paper's.
-    return form.interval(d.d_dense.ratio or 3.0, n_dense_layers=d.n_dense_layers.low, n_moe_layers=d.n_moe_layers.low)
+    return form.interval(ratio, n_dense_layers=d.n_dense_layers.low, n_moe_layers=d.n_moe_layers.low)
 
 
 def _distinct(coordinates: Floats, deviation: Floats, keep: NDArray[np.bool_]) -> NDArray[np.int64]:
@@ -204,8 +237,7 @@ def phase_zero(space: SearchSpace, compute: float, compute_density: float, expan
     targets = np.stack([flops, active, active * expansion_ratio], axis=1)
     columns, aim = _cells(space, targets, space.tolerances)
     if not columns:
-        raise InputError(f"no architecture at compute_density {compute_density:.4g}, expansion_ratio "
-                         f"{expansion_ratio:.4g}", where=f"phase 0 of {space.name} at {compute:.3g} FLOPs")  # fmt: skip
+        raise _empty(space, 0, compute, space.triad(law, compute_density, expansion_ratio))
     coordinates = (counts(columns)["flops_per_token"] / law)[:, None]
     return _phase(space, 0, compute, None, (axis,), columns, coordinates, aim, space.tolerances)
 
@@ -231,8 +263,8 @@ def phase_one(space: SearchSpace, compute: float, flops_per_token: float) -> Pha
     targets = np.stack([np.full_like(active, flops_per_token), active, active * expansion.ravel()], axis=1)
     columns, aim = _cells(space, targets, cell)
     if not columns:
-        raise InputError(f"no architecture with flops_per_token {flops_per_token:.4g} and the axes' coordinates",
-                         where=f"phase 1 of {space.name} at {compute:.3g} FLOPs")  # fmt: skip
+        middle = (float(np.sqrt(axis.low * axis.high)) for axis in axes)
+        raise _empty(space, 1, compute, space.triad(flops_per_token, *middle))
     count = counts(columns)
     coordinates = np.stack(
         [count["flops_per_token"] / count["active_params"], count["total_params"] / count["active_params"]], axis=1
@@ -247,22 +279,33 @@ def phase_two(space: SearchSpace, triad: Triad, compute: float) -> Phase:
     the discrete dimensions, widened at both ends by the tolerance of Na; what lies beyond meets the triad by its
     tolerance only and is left out.
     """
-    dimensions = space.at(triad.flops_per_token)
+    rules = space.rules(triad.flops_per_token)
+    dimensions = rules.dimensions
     axes = (Axis("width"), *(Axis(n, choices=tuple(sorted(getattr(dimensions, n)))) for n in dimensions.free))
     targets = np.array([list(triad.targets.values())])
-    problem, pairs = space.problem(targets, Bands.of(triad))
-    aim = targets[pairs["target"]]
-    low, high = _interval(space, aim, problem.combinations)
+    problem, row = rules.problem(Bands.of(triad))
+    aim = targets[row]
+    low, high = _interval(rules, aim, problem.combinations)
     columns = nearest_each(problem, aim, ["pair", "d_model"])
     if not columns:
-        raise InputError(f"no architecture meets {triad}", where=f"phase 2 of {space.name} at {compute:.3g} FLOPs")
+        raise _empty(space, 2, compute, triad)
     pair = columns.pop("pair")
     slack = triad.tolerances.active_params
     low, high = (low * (1 - slack))[pair], (high * (1 + slack))[pair]
+    inside = (columns["d_model"] >= low) & (columns["d_model"] <= high)
+    if not inside.any():
+        # A triad that is met by its tolerances only: the interval is what they allow.
+        low = np.full(len(pair), columns["d_model"].min() * (1 - slack))
+        high = np.full(len(pair), columns["d_model"].max() * (1 + slack))
     width = np.log(columns["d_model"] / low) / np.log(high / low)
     freed = [problem.combinations[name][pair] for name in dimensions.free]
     coordinates = np.stack([width, *freed], axis=1).astype(float)
     return _phase(space, 2, compute, triad, axes, columns, coordinates, aim[pair], triad.tolerances)
+
+
+def _empty(space: SearchSpace, number: int, compute: float, triad: Triad) -> InputError:
+    """A phase without architectures, explained at a triad."""
+    return InputError(str(space.explain(triad)), where=f"{space.name} at {compute:.3g} FLOPs, phase {number}")
 
 
 def _phase(

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import tomllib
+from collections.abc import Iterator
 from functools import cached_property
-from math import lcm
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -12,11 +12,15 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BeforeValidator, Field, NonNegativeInt, PositiveFloat, ValidationError, model_validator
 
+from moe_optuna.architecture import MoEArchitecture
 from moe_optuna.errors import InputError, did_you_mean
+from moe_optuna.space._describe import describe
+from moe_optuna.space._diagnosis import Diagnosis, diagnose
 from moe_optuna.space._dimensions import Dimensions, Frozen, Scale
 from moe_optuna.space._infrastructure import Infrastructure
 from moe_optuna.space._lattice import Lattice
-from moe_optuna.space._solve import Bands, Columns, Problem
+from moe_optuna.space._rules import Rules
+from moe_optuna.space._solve import Bands
 from moe_optuna.space._toml import dumps
 from moe_optuna.triad import Budget, Tolerances, Triad
 
@@ -160,6 +164,11 @@ class SearchSpace(Frozen):
                 )
         return self
 
+    def __repr__(self) -> str:
+        return describe(self)
+
+    __str__ = __repr__
+
     # ------------------------------------------------------------------ files
 
     @classmethod
@@ -237,54 +246,42 @@ class SearchSpace(Frozen):
         """A triad at the coordinates of phase 1, with the space's tolerances."""
         return Triad.at(flops_per_token, compute_density, expansion_ratio, self.tolerances)
 
-    def at(self, flops_per_token: float) -> Dimensions:
-        """The dimensions at the scale of an M, with the multiples that the infrastructure demands."""
-        scale = int(self._scale_of(np.array([flops_per_token]))[0])
-        return self._scales[scale]
+    def rules(self, flops_per_token: float) -> Rules:
+        """The rules at the scale of an M."""
+        return next(rules for _, rules in self.scales(np.array([flops_per_token])))
 
-    def _scale_of(self, flops_per_token: NDArray[np.float64]) -> NDArray[np.int64]:
-        """Which scale each M belongs to: 0 for `[dimensions]` as they stand, i for the i-th `[[scale]]`."""
+    def scales(self, flops_per_token: NDArray[np.float64]) -> Iterator[tuple[NDArray[np.int64], Rules]]:
+        """The rules at each scale that the M of (n,) belong to, and which of them do."""
         starts = [self.allocation_law.flops_per_token(step.compute) for step in self.scale]
-        # An M that was computed from a scale's own compute belongs to it, whatever the last bit says.
-        return np.searchsorted(starts, flops_per_token * (1 + 1e-9), side="right").astype(np.int64)
+        # An M that was computed from a scale's own compute belongs to it, whatever its last bit says.
+        scales = np.searchsorted(starts, flops_per_token * (1 + 1e-9), side="right")
+        for scale in np.unique(scales):
+            yield np.flatnonzero(scales == scale), self._rules[scale]
 
     @cached_property
-    def _scales(self) -> tuple[Dimensions, ...]:
-        multiple = self.infrastructure.width_multiple
-        widths = {
-            name: getattr(self.dimensions, name).model_copy(
-                update={"multiple": lcm(getattr(self.dimensions, name).multiple, multiple)}
-            )
-            for name in ("d_model", "d_expert", "d_dense")
-        }
-        base = self.dimensions.model_copy(update=widths)
-        return (base, *(_replace(base, step) for step in self.scale))
-
-    def problem(self, targets: NDArray[np.float64], bands: Bands, *, first: bool = False) -> tuple[Problem, Columns]:
-        """What to solve for targets (n, 3) of M, Na and N: every allowed combination with each of the bands.
-
-        Returns:
-            The problem and, for each of its pairs, `target`: the row of the target.
-        """
-        pieces: list[Columns] = []
-        scales = self._scale_of(targets[:, 0])
-        for scale in np.unique(scales):
-            dimensions = self._scales[scale]
-            combinations = self.infrastructure.allowed(dimensions.combinations(first=first))
-            rows = np.flatnonzero(scales == scale)
-            size = len(combinations["n_heads"])
-            piece = {name: np.tile(column, len(rows)) for name, column in combinations.items()}
-            piece["context_length"] = np.full(size * len(rows), dimensions.context_length, dtype=np.int64)
-            pieces.append(piece | {"target": np.repeat(rows, size)})
-        columns = {name: np.concatenate([piece[name] for piece in pieces]) for name in pieces[0]}
-        rows = columns.pop("target")
-        problem = Problem(columns, bands[rows], self._scales[0], self.infrastructure.pipeline_stages)
-        return problem, {"target": rows}
+    def _rules(self) -> tuple[Rules, ...]:
+        dimensions = (self.dimensions, *(_replace(self.dimensions, step) for step in self.scale))
+        return tuple(Rules(each, self.infrastructure) for each in dimensions)
 
     def lattice(self, triad: Triad) -> Lattice:
         """Every architecture that meets the triad and the space's rules."""
-        targets = np.array([list(triad.targets.values())])
-        return Lattice(self._scales[0], problem=self.problem(targets, Bands.of(triad))[0])
+        return self.rules(triad.flops_per_token).lattice(Bands.of(triad))
+
+    def explain(self, triad: Triad) -> Diagnosis:
+        """How many architectures meet a triad; where none does, what binds, the nearest feasible triad, and the
+        smallest relaxation of each rule that gives an architecture."""
+        return diagnose(self.rules(triad.flops_per_token), triad)
+
+    def violations(self, architecture: MoEArchitecture, triad: Triad | None = None) -> dict[str, str]:
+        """The rules of the space, and the tolerances of a triad, that an architecture breaks: name of the rule, and
+        what was found and expected. Empty where it keeps them all."""
+        flops = triad.flops_per_token if triad else architecture.non_embedding.flops_per_token
+        broken = self.rules(flops).violations(architecture)
+        for name, excess in (triad.violations(architecture) if triad else {}).items():
+            if triad and excess > 1e-12:
+                found, limit = triad.deviations(architecture)[name], getattr(triad.tolerances, name)
+                broken[f"tolerances.{name}"] = f"{found:+.2%} from {triad.targets[name]:.4g}, expected {limit:.2%}"
+        return broken
 
     def phase_zero(
         self, compute: float, *, compute_density: float | None = None, expansion_ratio: float | None = None

@@ -1,0 +1,303 @@
+"""Why no architecture meets a triad, and what would: the binding rules and their smallest relaxations."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from moe_optuna.architecture import MoEArchitecture
+from moe_optuna.space._closed_form import ClosedForm
+from moe_optuna.space._dimensions import CHOICES
+from moe_optuna.space._lattice import Lattice
+from moe_optuna.space._rules import Rules
+from moe_optuna.space._solve import COUNTS, Bands
+from moe_optuna.triad import Triad
+
+__all__ = ["Diagnosis", "Relaxation", "diagnose"]
+
+_UNBOUNDED = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Relaxation:
+    """The smallest change of one rule that gives an architecture while all others stay.
+
+    Attributes:
+        rule: Its place in the file, such as `dimensions.n_layers.high`.
+        value: What it is.
+        needed: What it would have to be.
+    """
+
+    rule: str
+    value: float
+    needed: float
+
+    @property
+    def size(self) -> float:
+        """How large the change is: of a tolerance the difference, else the absolute logarithm of the ratio, with 0
+        taken as 1/2."""
+        if self.rule.startswith("tolerances."):
+            return abs(self.needed - self.value)
+        return abs(math.log(max(self.needed, 0.5) / max(self.value, 0.5)))
+
+    def __str__(self) -> str:
+        return f"{self.rule} = {self.value:.6g}: {self.needed:.6g} needed"
+
+
+@dataclass(frozen=True, slots=True)
+class Diagnosis:
+    """What meets a triad, and, where nothing does, why.
+
+    Attributes:
+        count: How many architectures meet it.
+        reason: What the closed form says of an infeasible triad.
+        nearest: The counts nearest to the triad that an architecture of the space has: the tolerances, all three, have
+            to grow by the smallest factor. ``None`` where there is none within a factor of ten thousand.
+        architecture: Their architecture.
+        relaxations: Of each rule that, relaxed alone, gives an architecture; the smallest change first.
+    """
+
+    triad: Triad
+    count: int
+    reason: str | None = None
+    nearest: Triad | None = None
+    architecture: MoEArchitecture | None = None
+    relaxations: tuple[Relaxation, ...] = ()
+
+    @property
+    def binding(self) -> str | None:
+        """The rule whose smallest relaxation is the smallest of all; ``None`` where something meets the triad."""
+        if self.count:
+            return None
+        return str(self.relaxations[0]) if self.relaxations else f"no single rule: {self.reason}"
+
+    def __str__(self) -> str:
+        if self.count:
+            return f"{self.count} architectures meet the triad"
+        near = f"; nearest feasible: {_targets(self.nearest)}" if self.nearest else ""
+        return f"no architecture meets {_targets(self.triad)}: {self.reason}; binding: {self.binding}{near}"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data, the keys of `moe-optuna lattice --json`."""
+        nearest = None
+        if self.nearest is not None and self.architecture is not None:
+            ratios = {name: getattr(self.nearest, name) for name in ("compute_density", "expansion_ratio")}
+            nearest = self.nearest.targets | ratios | {"architecture": self.architecture.to_dict()}
+        return {
+            "count": self.count,
+            "triad": self.triad.to_dict(),
+            "binding": self.binding,
+            "reason": self.reason,
+            "nearest": nearest,
+            "relaxations": [{"rule": r.rule, "value": r.value, "needed": r.needed} for r in self.relaxations],
+        }
+
+
+def _targets(triad: Triad) -> str:
+    return (
+        f"M = {triad.flops_per_token:.4g}, Na = {triad.active_params:.4g}, N = {triad.total_params:.4g} "
+        f"(compute_density {triad.compute_density:.4g}, expansion_ratio {triad.expansion_ratio:.4g})"
+    )
+
+
+def diagnose(rules: Rules, triad: Triad) -> Diagnosis:
+    """See `SearchSpace.explain`."""
+    if lattice := rules.lattice(Bands.of(triad)):
+        return Diagnosis(triad, len(lattice))
+    nearest = _nearest(rules, triad)
+    return Diagnosis(
+        triad,
+        0,
+        reason(rules, triad),
+        Triad(*(getattr(nearest.non_embedding, name) for name in COUNTS), triad.tolerances) if nearest else None,  # type: ignore[call-arg]
+        nearest,
+        tuple(sorted(_relaxations(rules, triad), key=lambda relaxation: relaxation.size)),
+    )
+
+
+def reason(rules: Rules, triad: Triad) -> str:
+    """What the closed form says at the combination that comes closest to a solution."""
+    combinations = rules.dimensions.combinations()
+    size = len(combinations["n_heads"])
+    allowed = rules.infrastructure.allowed(combinations)
+    if not allowed.any():
+        return f"none of {size} combinations of heads and experts divides as [infrastructure] demands"
+    columns = {name: column[allowed] for name, column in combinations.items()}
+    columns["context_length"] = np.full(int(allowed.sum()), rules.dimensions.context_length, dtype=np.int64)
+    form = ClosedForm.of(np.tile(list(triad.targets.values()), (int(allowed.sum()), 1)), columns)
+    ceiling = (columns["n_experts"] + columns["n_shared_experts"]) / (columns["top_k"] + columns["n_shared_experts"])
+    if triad.expansion_ratio > ceiling.max():
+        return (
+            f"expansion_ratio is {triad.expansion_ratio:.4g}, and these experts reach at most "
+            f"(n_experts + shared) / (top_k + shared) = {ceiling.max():.4g}"
+        )
+    depth = float(form.n_layers.max())
+    if depth < 1:
+        return f"M - 6 Na pays for the attention of {depth:.3g} layers, expected at least 1"
+    least = float(form.n_layers.min())
+    depths = f"{least:.3g} to {depth:.3g}" if depth > 1.01 * least else f"{depth:.3g}"
+    limit = rules.dimensions.n_layers.high
+    if least > limit:
+        return f"M - 6 Na pays for the attention of {least:.4g} layers, and n_layers is at most {limit}"
+    if (form.rest <= 0).all():
+        share = float((1 - form.rest / triad.active_params).min())
+        return f"experts alone would need {share:.3g} times the active parameters"
+    d, ratio = rules.dimensions, rules.dimensions.d_dense.ratio or 3.0
+    low, high = form.interval(ratio, n_dense_layers=d.n_dense_layers.low, n_moe_layers=d.n_moe_layers.low)
+    if np.isfinite(low).any():
+        most_moe = np.maximum(form.n_layers - d.n_dense_layers.low, 1)
+        narrowest, widest = np.nanmin(form.moe_volume / high / most_moe), np.nanmax(form.moe_volume / low)
+        return (
+            f"the closed form asks for {depths} layers, d_model from {np.nanmin(low):.4g} to {np.nanmax(high):.4g} and "
+            f"d_expert from {narrowest:.4g} to {widest:.4g}, where no integers keep every rule"
+        )
+    return "the closed form has no solution"
+
+
+def _smallest(feasible: Callable[[float], bool], start: float, limit: float, precision: float) -> float | None:
+    """The smallest value from `start` to `limit`, to a precision, that is feasible: doubling, then bisection.
+    `feasible` turns from false, which it is at `start`, to true once."""
+    low, step = start, precision
+    while not feasible(high := min(start + step, limit)):
+        if high >= limit:
+            return None
+        low, step = high, 2 * step
+    while high - low > precision:
+        middle = low + precision * max(math.floor((high - low) / 2 / precision), 1)
+        if middle >= high:
+            break
+        low, high = (low, middle) if feasible(middle) else (middle, high)
+    return high
+
+
+def _nearest(rules: Rules, triad: Triad) -> MoEArchitecture | None:
+    """The architecture for which the largest of |log(count / target)| / tolerance is least."""
+    targets = np.array(list(triad.targets.values()))
+    widths = np.array([getattr(triad.tolerances, name) for name in COUNTS])
+
+    def within(factor: float) -> Lattice:
+        spread = np.exp(widths * factor)
+        low, high = np.ceil(targets / spread), np.floor(targets * spread)
+        return rules.lattice(Bands(low.astype(np.int64)[None], high.astype(np.int64)[None]))
+
+    factor = _smallest(lambda factor: bool(within(factor)), 0.5, math.log(1e4) / widths.min(), 1e-3)
+    if factor is None:
+        return None
+    best, found = math.inf, None
+    for chunk in within(factor).chunks():
+        counts = np.stack([chunk[name] for name in COUNTS], axis=1)
+        distance = (np.abs(np.log(counts / targets)) / widths).max(axis=1)
+        row = int(distance.argmin())
+        if distance[row] < best:
+            best, found = float(distance[row]), {name: column[row : row + 1] for name, column in chunk.items()}
+    return Lattice(rules.solved, columns=found)[0] if found else None
+
+
+def _relaxations(rules: Rules, triad: Triad) -> Iterator[Relaxation]:
+    """The smallest relaxation of each rule that gives an architecture while the others stay."""
+    bands = Bands.of(triad)
+    for rule, value, needed in (
+        *_tolerances(rules, triad),
+        *_bounds(rules, bands),
+        *_multiples(rules, bands),
+        *_choices(rules, bands),
+        *_limits(rules, bands),
+    ):
+        if needed is not None:
+            yield Relaxation(rule, value, needed)
+
+
+_Found = Iterator[tuple[str, float, float | None]]
+
+
+def _with(rules: Rules, name: str, **update: Any) -> Rules:
+    """With one dimension changed."""
+    value = getattr(rules.dimensions, name).model_copy(update=update)
+    return replace(rules, dimensions=rules.dimensions.model_copy(update={name: value}))
+
+
+def _cluster(rules: Rules, **update: Any) -> Rules:
+    """With one demand of the cluster changed."""
+    return replace(rules, infrastructure=rules.infrastructure.model_copy(update=update))
+
+
+def _tolerances(rules: Rules, triad: Triad) -> _Found:
+    """Each tolerance grown until something fits."""
+    for name in COUNTS:
+
+        def wider(tolerance: float, name: str = name) -> bool:
+            held = replace(triad.tolerances, **{name: tolerance})
+            return bool(rules.lattice(Bands.of(replace(triad, tolerances=held))))
+
+        held = getattr(triad.tolerances, name)
+        yield f"tolerances.{name}", held, _smallest(wider, held, 0.999, 1e-4)
+
+
+def _bounds(rules: Rules, bands: Bands) -> _Found:
+    """Each bound of a range moved outwards until something fits."""
+    for name in ("d_model", "d_expert", "d_dense", "n_layers", "n_dense_layers", "n_moe_layers"):
+        limits = getattr(rules.dimensions, name)
+        if name == "d_dense" and limits.ratio is not None:
+            continue
+
+        def lower(change: float, name: str = name, low: int = limits.low) -> bool:
+            return bool(_with(rules, name, low=low - round(change)).lattice(bands))
+
+        def higher(high: float, name: str = name) -> bool:
+            return bool(_with(rules, name, high=round(high)).lattice(bands))
+
+        room = limits.low - (0 if name == "n_dense_layers" else 1)
+        change = _smallest(lower, 0, room, 1) if room else None
+        yield f"dimensions.{name}.low", limits.low, None if change is None else limits.low - change
+        yield f"dimensions.{name}.high", limits.high, _smallest(higher, limits.high, _UNBOUNDED, 1)
+
+
+def _multiples(rules: Rules, bands: Bands) -> _Found:
+    """Each multiple brought down to its divisors, the largest first."""
+
+    def down(multiple: int, relaxed: Callable[[int], Rules]) -> float | None:
+        divisors = (divisor for divisor in range(multiple // 2, 0, -1) if multiple % divisor == 0)
+        return next((divisor for divisor in divisors if relaxed(divisor).lattice(bands)), None)
+
+    for name in ("d_model", "d_expert", "d_dense"):
+        multiple = getattr(rules.dimensions, name).multiple
+        yield f"dimensions.{name}.multiple", multiple, down(multiple, lambda m, n=name: _with(rules, n, multiple=m))  # type: ignore[misc]
+    for name in ("width_multiple", "expert_parallel", "tensor_parallel", "pipeline_stages"):
+        multiple = getattr(rules.infrastructure, name)
+        yield f"infrastructure.{name}", multiple, down(multiple, lambda m, n=name: _cluster(rules, **{n: m}))  # type: ignore[misc]
+
+
+def _choices(rules: Rules, bands: Bands) -> _Found:
+    """Each list of values replaced by others, those nearest to the listed first, until something fits."""
+    for name in CHOICES:
+        listed = getattr(rules.dimensions, name)
+        step = math.gcd(8, *listed) if name == "d_head" else 1
+        others = np.setdiff1d(np.arange(0 if name == "n_shared_experts" else step, 4 * max(listed) + 4, step), listed)
+        changes = [(Relaxation(name, have, need).size, have, need) for need in others.tolist() for have in listed]
+        order = list({need: have for _, have, need in sorted(changes, reverse=True)}.items())[::-1]
+
+        def fits(pairs: list[tuple[int, int]], name: str = name) -> bool:
+            dimensions = rules.dimensions.model_copy(update={name: tuple(need for need, _ in pairs)})
+            return bool(replace(rules, dimensions=dimensions).lattice(bands))
+
+        start, size = 0, 1
+        while start < len(order) and not fits(order[start : start + size]):
+            start, size = start + size, 2 * size
+        need, have = next((pair for pair in order[start : start + size] if fits([pair])), (None, listed[0]))
+        yield f"dimensions.{name}", have, need
+
+
+def _limits(rules: Rules, bands: Bands) -> _Found:
+    """Each limit of memory and traffic raised until something fits."""
+    for name in ("memory_per_device", "all_to_all_bytes"):
+        limit = getattr(rules.infrastructure, name)
+        if limit is not None:
+
+            def raised(value: float, name: str = name) -> bool:
+                return bool(_cluster(rules, **{name: value}).lattice(bands))
+
+            yield f"infrastructure.{name}", limit, _smallest(raised, limit, 1e6 * limit, 1e-3 * limit)

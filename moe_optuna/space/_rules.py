@@ -1,0 +1,101 @@
+"""The rules that an architecture of a space keeps at one scale, as a problem to solve and as a list to check."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+from moe_optuna.architecture import MoEArchitecture
+from moe_optuna.space._dimensions import CHOICES, Dimensions, Range
+from moe_optuna.space._infrastructure import Infrastructure
+from moe_optuna.space._lattice import Lattice
+from moe_optuna.space._solve import Bands, Problem
+
+__all__ = ["Rules"]
+
+Integers = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Rules:
+    """Dimensions at one scale, and the cluster's demands.
+
+    Attributes:
+        dimensions: As the file has them.
+        infrastructure: Its `width_multiple` goes with the multiples of the dimensions.
+    """
+
+    dimensions: Dimensions
+    infrastructure: Infrastructure
+
+    @cached_property
+    def solved(self) -> Dimensions:
+        """The dimensions with the multiples that the cluster demands."""
+        return self.dimensions.with_multiple(self.infrastructure.width_multiple)
+
+    def problem(self, bands: Bands) -> tuple[Problem, Integers]:
+        """Every allowed combination with each of the bands (n, 3), and the row of the band of each pair."""
+        combinations = self.dimensions.combinations()
+        allowed = np.flatnonzero(self.infrastructure.allowed(combinations))
+        rows = np.repeat(np.arange(len(bands.low)), len(allowed))
+        columns = {name: np.tile(column[allowed], len(bands.low)) for name, column in combinations.items()}
+        columns["context_length"] = np.full(len(rows), self.dimensions.context_length, dtype=np.int64)
+        limits, infrastructure, dimensions = (
+            self.infrastructure.limits_architectures,
+            self.infrastructure,
+            self.dimensions,
+        )
+        admit = (lambda found: infrastructure.admits(found, dimensions)) if limits else None
+        return Problem(columns, bands[rows], self.solved, infrastructure.pipeline_stages, admit), rows
+
+    def lattice(self, bands: Bands) -> Lattice:
+        """Every architecture inside the bands (1, 3)."""
+        return Lattice(self.solved, problem=self.problem(bands)[0])
+
+    def violations(self, architecture: MoEArchitecture) -> dict[str, str]:
+        """The rules that an architecture breaks: name of the rule, and what was found and expected."""
+        a, d, cluster = architecture, self.dimensions, self.infrastructure
+        broken: dict[str, str] = {}
+        for name in ("d_model", "d_expert", "n_layers", "n_dense_layers", "n_moe_layers"):
+            limits: Range = getattr(d, name)
+            value = getattr(a, name)
+            if not limits.low <= value <= limits.high:
+                broken[f"dimensions.{name}"] = f"{value}, expected {limits.low} to {limits.high}"
+        if a.n_dense_layers:
+            width = np.array([a.d_model])
+            if d.d_dense.ratio is not None:
+                expected = int(self.solved.d_dense.of(width)[0])
+                if a.d_dense != expected:
+                    broken["dimensions.d_dense"] = f"{a.d_dense}, expected {expected} at d_model = {a.d_model}"
+            elif not d.d_dense.bounds[0] <= a.d_dense <= d.d_dense.bounds[1]:
+                broken["dimensions.d_dense"] = f"{a.d_dense}, expected {d.d_dense.bounds[0]} to {d.d_dense.bounds[1]}"
+        for name in ("d_model", "d_expert", "d_dense") if a.n_dense_layers else ("d_model", "d_expert"):
+            multiple = getattr(self.solved, name).multiple
+            if getattr(a, name) % multiple:
+                broken[f"dimensions.{name}.multiple"] = f"{getattr(a, name)}, expected a multiple of {multiple}"
+        for name in CHOICES:
+            value = a.n_heads // a.n_kv_heads if name == "queries_per_kv_head" else getattr(a, name)
+            if value not in getattr(d, name):
+                broken[f"dimensions.{name}"] = f"{value}, expected {' or '.join(map(str, getattr(d, name)))}"
+        for name in ("context_length", "vocab_size", "tied_embeddings", "qk_norm"):
+            if getattr(a, name) != getattr(d, name):
+                broken[f"dimensions.{name}"] = f"{getattr(a, name)}, expected {getattr(d, name)}"
+        for rule, names in (
+            ("expert_parallel", ("n_experts",)),
+            ("tensor_parallel", ("n_heads", "n_kv_heads")),
+            ("pipeline_stages", ("n_layers",)),
+        ):
+            for name in names:
+                if getattr(a, name) % getattr(cluster, rule):
+                    broken[f"infrastructure.{rule}"] = (
+                        f"{name} = {getattr(a, name)}, expected a multiple of {getattr(cluster, rule)}"
+                    )
+        used = cluster.of(a, d)
+        for rule in ("memory_per_device", "all_to_all_bytes"):
+            limit = getattr(cluster, rule)
+            if limit is not None and used[rule] > limit:
+                broken[f"infrastructure.{rule}"] = f"{used[rule]:.4g} bytes, expected at most {limit:.4g}"
+        return broken
