@@ -17,9 +17,10 @@ ROOMS = {
     "parts": {"errors", "architecture"},  # for annotations only
     "architecture": {"errors", "parts"},
     "triad": {"errors", "architecture"},
-    "interchange": {"errors", "parts", "architecture"},
+    "memory": {"errors", "architecture"},
+    "interchange": {"errors", "parts", "architecture", "memory"},
     "laws": {"errors", "architecture", "triad"},
-    "space": {"errors", "parts", "architecture", "triad"},
+    "space": {"errors", "parts", "architecture", "triad", "memory"},
     "samplers": {"errors", "architecture", "triad", "space", "laws"},
     "pruners": {"errors", "laws", "space", "samplers"},
     "problems": {"errors", "architecture", "triad", "space", "laws"},

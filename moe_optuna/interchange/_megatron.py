@@ -35,6 +35,7 @@ def to_megatron(architecture: MoEArchitecture) -> Flags:
     a = architecture
     biased = a.experts == GatedFeedForward(bias=True)  # one switch for the biases of all linear layers
     first, _ = a.attention.layers(a.n_layers)[0]
+    layer_norm = a.norm.bias and not (a.qk_norm or isinstance(first, LatentAttention))  # else those had biases too
     attention, attention_flags = _latent(a, first) if isinstance(first, LatentAttention) else _grouped(a, biased)
     flags: Flags = {
         "--num-layers": a.n_layers,
@@ -47,7 +48,7 @@ def to_megatron(architecture: MoEArchitecture) -> Flags:
         "--position-embedding-type": "rope",
         "--vocab-size": a.vocab_size,
         "--make-vocab-size-divisible-by": 1,
-        "--normalization": "LayerNorm" if a.norm.bias else "RMSNorm",
+        "--normalization": "LayerNorm" if layer_norm else "RMSNorm",
         "--swiglu": True,
         "--disable-bias-linear": not biased,
         "--untie-embeddings-and-output-weights": not a.tied_embeddings,
@@ -73,7 +74,7 @@ def to_megatron(architecture: MoEArchitecture) -> Flags:
         experts=block,
         shared=GatedFeedForward() if shared else None,
         router=Router(bias=biased, shared_gate=shared and a.router.shared_gate),
-        norm=Norm(bias=a.norm.bias),
+        norm=Norm(bias=layer_norm),
         head_bias=False,
     )
     refuse(a, expressed, "Megatron-LM")
@@ -83,6 +84,7 @@ def to_megatron(architecture: MoEArchitecture) -> Flags:
 def _latent(a: MoEArchitecture, kind: LatentAttention) -> tuple[Attention, Flags]:
     flags: Flags = {
         "--multi-latent-attention": True,
+        "--rope-type": "rope",
         **({"--q-lora-rank": kind.q_rank} if kind.q_rank else {}),
         "--kv-lora-rank": kind.kv_rank,
         "--qk-head-dim": kind.d_nope,

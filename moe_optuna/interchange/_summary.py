@@ -6,12 +6,17 @@ from dataclasses import asdict
 from typing import Any
 
 from moe_optuna.architecture import MoEArchitecture
+from moe_optuna.memory import training_memory
 
 __all__ = ["count_payload"]
 
 
 def count_payload(architecture: MoEArchitecture) -> dict[str, Any]:
-    """The architecture and its counts as plain data: both conventions, shares and ratios of the `non_embedding` one."""
+    """The architecture and its counts as plain data.
+
+    `shares` and ratios are of the `non_embedding` convention. `memory` is in bytes, for training on one device with one
+    sequence in a micro-batch, by the rule of `moe_optuna.memory`.
+    """
     return {
         "architecture": architecture.to_dict(),
         "non_embedding": asdict(architecture.non_embedding),
@@ -22,4 +27,5 @@ def count_payload(architecture: MoEArchitecture) -> dict[str, Any]:
         "granularity": architecture.granularity,
         "activation_ratio": architecture.activation_ratio,
         "shared_ratio": architecture.shared_ratio,
+        "memory": training_memory(architecture, tokens=architecture.context_length).to_dict(),
     }

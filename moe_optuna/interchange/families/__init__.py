@@ -13,6 +13,6 @@ from moe_optuna.interchange.families import _deepseek, _dense, _hybrid, _mixtral
 __all__ = ["FAMILIES"]
 
 FAMILIES: Mapping[str, Family] = (
-    _deepseek.FAMILIES | _qwen.FAMILIES | _mixtral.FAMILIES | _hybrid.FAMILIES | _dense.FAMILIES
+    _dense.FAMILIES | _deepseek.FAMILIES | _qwen.FAMILIES | _mixtral.FAMILIES | _hybrid.FAMILIES
 )
 """Families by the `model_type` of their configurations, in the order in which writing tries them."""

@@ -142,7 +142,7 @@ FAMILIES = {
         },
         write=_ROUTED | {
             "first_k_dense_replace": "n_dense_layers", "use_qk_norm": "qk_norm", "attention_bias": qkv_bias,
-            "num_nextn_predict_layers": 0,
+            "num_nextn_predict_layers": 0, "partial_rotary_factor": 1.0,
         },
     ),
     "deepseek_v3": Family(
