@@ -8,7 +8,9 @@ Messages are the JSON ones of `_channel`; Ray only carries them.
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
+import socket
 import sys
 import time
 from collections.abc import Sequence
@@ -40,7 +42,7 @@ class _Host:
 
         devices = tuple(str(device) for device in ray.get_gpu_ids())
         slot = Slot(0, devices, (), threads)
-        name = f"{ray.util.get_node_ip_address()}-{worker}"
+        name = f"{socket.gethostname()}-{os.getpid()}-{worker}"
         self._local = LocalExecutor([slot], module=module, logs=Path(logs) / name)
 
     def send(self, message: Message) -> None:
@@ -90,11 +92,11 @@ class RayExecutor:
                     runtime_env={"env_vars": {"PYTHONPATH": path}},
                     log_to_driver=False,
                     include_dashboard=None if address else False,
-                    logging_level="warning",
+                    logging_level=logging.WARNING,
                 )
             except (ConnectionError, ValueError, RuntimeError) as error:
                 raise InputError(str(error).splitlines()[0], where=f"--ray-address {address}") from None
-        resources = ray.cluster_resources()
+        resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
         gpus = int(resources.get("GPU", 0))
         unit = gpus // devices_per_trial if gpus else int(resources.get("CPU", 1))
         count = workers or unit

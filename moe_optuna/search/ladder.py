@@ -127,6 +127,7 @@ def search(
             stack.enter_context(hold(folder))
         store = open_storage(storage, folder, workers=len(slots) or workers or 2)
         stack.enter_context(_quiet_optuna())
+        stack.enter_context(_one_thread())
         running: Executor
         if executor == "local":
             running = LocalExecutor(slots, module=trial, logs=folder / "logs")
@@ -169,6 +170,16 @@ def _quiet_optuna() -> Iterator[None]:
         yield
     finally:
         optuna.logging.set_verbosity(before)
+
+
+def _one_thread() -> contextlib.AbstractContextManager[Any]:
+    """One thread for linear algebra here: the surrogate's matrices are small, the cores are the workers', and threads
+    that wait for a busy core cost it ten times and more (measured: 380 s became 24 s on two loaded cores)."""
+    import scipy.linalg  # noqa: F401 - it brings a library of its own, which must be there to be limited
+    from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
+
+    limits: contextlib.AbstractContextManager[Any] = threadpool_limits(1)
+    return limits
 
 
 @dataclass
