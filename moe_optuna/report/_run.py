@@ -1,0 +1,275 @@
+"""`Run`: what the folder of a search holds, read and checked; the parts that are not there yet are empty."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from moe_optuna.architecture import DIMENSIONS, MoEArchitecture
+from moe_optuna.errors import InputError
+from moe_optuna.laws import LadderLaws
+from moe_optuna.laws.ladder import FittedAxis
+from moe_optuna.search.blueprint import Blueprint
+
+__all__ = ["COUNTS", "Comparison", "Run", "Trial", "quantity"]
+
+FILES = ("runs.csv", "laws.json", "blueprint.json", "journal.log")
+STATES = ("complete", "pruned", "failed")
+TEXTS = ("study", "state", "reason")
+COLUMNS = ("study", "trial", "state", "phase", "compute", "loss")
+COUNTS = ("flops_per_token", "active_params", "total_params")
+SEARCHED = ((0, "flops_per_token"), (1, "compute_density"), (1, "expansion_ratio"), (2, "d_model"))
+"""What the phases search, for as long as there are no laws to say."""
+Interval = tuple[float, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """A row of `runs.csv`.
+
+    Attributes:
+        study, number: The study's name and the trial's number in it.
+        state: ``complete``, ``pruned`` or ``failed``.
+        phase: 0, 1 or 2.
+        compute: Training FLOPs of the budget.
+        loss: Nats per token, held out; the last one reported where the trial was pruned; nan where there is none.
+        reason: Why it failed, or nothing.
+        values: Every numeric column by its name; nan where the field is empty.
+    """
+
+    study: str
+    number: int
+    state: str
+    phase: int
+    compute: float
+    loss: float
+    reason: str
+    values: Mapping[str, float]
+
+    def __getitem__(self, column: str) -> float:
+        """The value of a numeric column; nan where there is none."""
+        return self.values.get(column, math.nan)
+
+    @property
+    def shape(self) -> tuple[float, ...]:
+        """The dimensions: the same for the same architecture."""
+        return tuple(self[name] for name in DIMENSIONS)
+
+    def architecture(self) -> MoEArchitecture | None:
+        """The architecture, where the dimensions alone tell it: its count of FLOPs is the row's."""
+        if not all(math.isfinite(x) for x in self.shape):
+            return None
+        found = MoEArchitecture.from_dict({name: int(self[name]) for name in DIMENSIONS})
+        return found if found.non_embedding.flops_per_token == self["flops_per_token"] else None
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """A quantity at the largest budget: what the smaller budgets predicted, and what came out.
+
+    Attributes:
+        quantity: Its word.
+        predicted, interval: The prediction with its 95 % interval, where it has one.
+        band: The predicted near-optimal band, where it is an axis.
+        found, found_interval: The outcome with its 95 % interval, where it has one.
+    """
+
+    quantity: str
+    predicted: float
+    interval: Interval | None
+    band: Interval | None
+    found: float
+    found_interval: Interval | None
+
+    @property
+    def error(self) -> float:
+        """Predicted over found, less 1."""
+        return self.predicted / self.found - 1
+
+    @property
+    def covered(self) -> bool | None:
+        """Whether the two intervals meet; ``None`` where there is no predicted one."""
+        if self.interval is None:
+            return None
+        low, high = self.found_interval or (self.found, self.found)
+        return self.interval[0] <= high and low <= self.interval[1]
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """The folder of a search.
+
+    Attributes:
+        folder: Where it lies.
+        trials: The rows of `runs.csv`, in its order.
+        laws: What was fitted; ``None`` where the search has not come so far.
+        blueprint: The architecture for the target; ``None`` as above.
+        held_out: The largest budget, predicted and found; empty as above.
+        recorded: Whether the prediction was written down before that budget was searched.
+    """
+
+    folder: Path
+    trials: tuple[Trial, ...] = ()
+    laws: LadderLaws | None = None
+    blueprint: Blueprint | None = None
+    held_out: tuple[Comparison, ...] = ()
+    recorded: bool = False
+
+    @classmethod
+    def read(cls, folder: str | Path) -> Run:
+        """Read what is there.
+
+        Raises:
+            InputError: Where the folder is not one of a search, or a file in it is not what its name says.
+        """
+        folder = Path(folder)
+        if not folder.is_dir():
+            raise InputError("no such folder, expected one that `moe-optuna search` wrote", where=folder)
+        if not any((folder / name).is_file() for name in FILES):
+            raise InputError(f"not the folder of a search, expected {' or '.join(FILES)} in it", where=folder)
+        trials = _trials(folder / "runs.csv")
+        blueprint, path = None, folder / "laws.json"
+        laws = LadderLaws.load(path) if path.is_file() else None
+        held_out: Mapping[str, Any] | None = laws.held_out if laws is not None else None
+        if (folder / "blueprint.json").is_file():
+            path = folder / "blueprint.json"
+            blueprint = Blueprint.load(path)
+            held_out = blueprint.held_out or held_out
+        compared = _comparisons(held_out, path)
+        return cls(folder, trials, laws, blueprint, compared, bool(held_out and held_out.get("recorded")))
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Trials by state: ``complete``, ``pruned``, ``failed``."""
+        return {state: sum(t.state == state for t in self.trials) for state in STATES}
+
+    @property
+    def budgets(self) -> tuple[float, ...]:
+        """The budgets trained so far, ascending."""
+        return tuple(sorted({trial.compute for trial in self.trials}))
+
+    @property
+    def target(self) -> float | None:
+        """The budget that the blueprint is for."""
+        return None if self.blueprint is None else self.blueprint.compute
+
+    @property
+    def fits(self) -> tuple[FittedAxis, ...]:
+        """The fits along the axes at each budget."""
+        return () if self.laws is None else self.laws.axes
+
+    @property
+    def axes(self) -> tuple[tuple[int, str], ...]:
+        """What was searched: (phase, axis)."""
+        if self.fits:
+            return tuple(dict.fromkeys((fit.phase, fit.axis) for fit in self.fits))
+        return tuple((phase, axis) for phase, axis in SEARCHED if len({t[axis] for t in self.select(phase=phase)}) > 1)
+
+    def fit(self, phase: int, axis: str, compute: float) -> FittedAxis | None:
+        """The fit along an axis at a budget, where there is one."""
+        key = (phase, axis)
+        return next((f for f in self.fits if (f.phase, f.axis) == key and math.isclose(f.compute, compute)), None)
+
+    def select(self, *, phase: int | None = None, compute: float | None = None) -> list[Trial]:
+        """The trials that have a loss, of a phase and of a budget."""
+        return [
+            trial
+            for trial in self.trials
+            if math.isfinite(trial.loss)
+            and phase in (None, trial.phase)
+            and (compute is None or math.isclose(compute, trial.compute))
+        ]
+
+    def best(self, compute: float) -> Trial | None:
+        """The complete trial of least loss at a budget."""
+        complete = [trial for trial in self.select(compute=compute) if trial.state == "complete"]
+        return min(complete, key=lambda trial: trial.loss, default=None)
+
+
+def quantity(architecture: MoEArchitecture, name: str) -> float:
+    """A dimension, a ratio or a count (non_embedding) of an architecture, by its word."""
+    return float(getattr(architecture.non_embedding if name in COUNTS else architecture, name))
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise InputError(error.strerror or "cannot be read", where=path) from None
+    except UnicodeDecodeError:
+        raise InputError("not UTF-8 text", where=path) from None
+
+
+def _pair(ends: Sequence[Any] | None) -> Interval | None:
+    if ends is None:
+        return None
+    low, high = ends
+    return float(low), float(high)
+
+
+def _comparisons(data: Any, path: Path) -> tuple[Comparison, ...]:
+    """The held-out budget; where the prediction of its loss was written down before, that one."""
+    if not data:
+        return ()
+    try:
+        entries = {"loss": data["loss"], **data["axes"]} if "loss" in data else {}
+        compared = [
+            Comparison(
+                name,
+                float(each["predicted"]),
+                _pair(each["interval"]),
+                _pair(each.get("band")),
+                float(each["found"]),
+                _pair(each["found_interval"]),
+            )
+            for name, each in entries.items()
+        ]
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise InputError(f"not a prediction and its outcome ({error!r})", where=f"{path}: held_out") from None
+    return tuple(compared)
+
+
+def _trials(path: Path) -> tuple[Trial, ...]:
+    if not path.is_file():
+        return ()
+    reader = csv.DictReader(io.StringIO(_text(path), newline=""), restkey="", strict=True)
+    try:
+        columns = reader.fieldnames or []
+        if missing := [name for name in COLUMNS if name not in columns]:
+            raise InputError(f"no column {', '.join(missing)}", where=path)
+        return tuple(_trial(row, f"{path}: line {reader.line_num}") for row in reader)
+    except csv.Error as error:
+        raise InputError(f"not CSV ({error})", where=f"{path}: line {reader.line_num}") from None
+
+
+def _trial(row: dict[str, Any], where: str) -> Trial:
+    if "" in row or None in row.values():
+        raise InputError("another number of fields than the header has", where=where)
+    if row["state"] not in STATES:
+        raise InputError(f"state {row['state']!r}, expected complete, pruned or failed", where=where)
+    values = {name: _number(text, f"{where}: {name}") for name, text in row.items() if name not in TEXTS}
+    for name in ("trial", "phase", "compute"):
+        if not math.isfinite(values[name]):
+            raise InputError(f"{row[name]!r}, expected a number", where=f"{where}: {name}")
+    return Trial(
+        row["study"],
+        int(values["trial"]),
+        row["state"],
+        int(values["phase"]),
+        values["compute"],
+        values["loss"],
+        row.get("reason", ""),
+        values,
+    )
+
+
+def _number(text: str, where: str) -> float:
+    try:
+        return float(text) if text else math.nan
+    except ValueError:
+        raise InputError(f"{text!r}, expected a number", where=where) from None

@@ -1,0 +1,394 @@
+"""The sections of the report: each takes the run and gives HTML, or nothing where there is nothing to say."""
+
+from __future__ import annotations
+
+import json
+import platform
+from importlib import metadata
+from typing import Any
+
+from moe_optuna.architecture import DIMENSIONS, MoEArchitecture
+from moe_optuna.report import _words as words
+from moe_optuna.report._html import Html, join, table, tag
+from moe_optuna.report._run import COUNTS, Comparison, Run, quantity
+from moe_optuna.search.blueprint import Blueprint
+
+__all__ = ["alternatives", "answer", "evidence", "lead", "method", "reproduce", "space_name", "sure", "title"]
+
+PACKAGES = ("moe-optuna", "optuna", "torch", "lightning", "numpy", "scipy", "scikit-learn", "plotly")
+MEANINGS = {
+    "d_model": "width of the residual stream",
+    "n_dense_layers": "first layers, with a dense block",
+    "n_moe_layers": "layers with experts",
+    "n_heads": "query heads",
+    "n_kv_heads": "key and value heads",
+    "d_head": "features of a head",
+    "d_dense": "hidden width of a dense block",
+    "d_expert": "hidden width of an expert",
+    "n_experts": "routed experts of a layer",
+    "top_k": "routed experts that a token visits",
+    "n_shared_experts": "experts that every token visits",
+    "context_length": "tokens of a sequence",
+    "vocab_size": "entries of the vocabulary",
+}
+AXIS_CAPTION = (
+    "A panel a budget. Green: values whose loss is within 0.1 % of the least; yellow: what the noise cannot tell from "
+    "the optimum. Trials stand at the loss that they would have with the other axes of the phase at their best, by the "
+    "fit; point at one for its architecture and its measured loss."
+)
+HEADINGS = {
+    "optimum": "The optimum against compute",
+    "band": "The band against compute",
+    "loss": "Loss against compute",
+    "shape": "The shape of the architecture",
+}
+CAPTIONS = {
+    "optimum": "Optimum of each quantity against compute: the fits at the budgets of the ladder, the power law through "
+    "them with its 95 % interval, and its extrapolation to the target. The square is the integer architecture that was "
+    "chosen; it lies where the lattice and the band allow.",
+    "band": "Edges of the near-optimal band against compute, by the law over all budgets, and their 95 % intervals. "
+    "“Widens”, “narrows” or “can't tell” speaks of high over low.",
+    "held-out": "The largest budget as the smaller ones predicted it, and as it came out. Shaded: the predicted "
+    "0.1 % band, into which the outcome should fall.",
+    "loss": "Held-out loss against compute: every complete trial, the least loss of the fits, and the law.",
+    "shape": "Where the FLOPs of a token go, non_embedding.",
+}
+
+
+def space_name(run: Run) -> str:
+    if run.laws is not None and run.laws.space:
+        return run.laws.space
+    return run.trials[0].study.split("/")[0] if run.trials else ""
+
+
+def title(run: Run) -> str:
+    if run.target is not None:
+        return f"An architecture for {words.compute(run.target)} training FLOPs"
+    return "A search that is not finished"
+
+
+def lead(run: Run) -> Html:
+    budgets, trained = run.budgets, sum(trial.state != "failed" for trial in run.trials)
+    ladder = f"{trained} trainings at {', '.join(map(words.compute, budgets))} FLOPs" if budgets else ""
+    if run.blueprint is not None:
+        base = (
+            f"from {ladder}, extrapolated {words.number(run.blueprint.compute / budgets[-1], 3)} times"
+            if budgets
+            else ""
+        )
+        text = f"{words.sketch(run.blueprint.architecture)}: {base or run.blueprint.source}."
+        return tag("p", text[:1].upper() + text[1:], class_="lead")
+    state = f"{ladder} so far. " if budgets else "No training has ended yet. "
+    missing = [name for name, part in (("laws.json", run.laws), ("blueprint.json", run.blueprint)) if part is None]
+    return tag(
+        "p",
+        tag("strong", "This is a partial report. "),
+        state,
+        f"{' and '.join(missing)} come at the end of the search; the command that began it resumes it.",
+        class_="notice",
+    )
+
+
+def answer(run: Run) -> Html | None:
+    if run.blueprint is None:
+        return None
+    plan, chosen = run.blueprint, run.blueprint.architecture
+    counts = chosen.non_embedding
+    tiles = [
+        ("M · flops_per_token", words.flops(counts.flops_per_token), "training, non_embedding"),
+        (
+            "D · tokens",
+            words.large(plan.tokens),
+            f"{words.number(plan.tokens / counts.active_params, 3)} per active parameter",
+        ),
+        ("Na · active_params", words.large(counts.active_params), "non_embedding"),
+        ("N · total_params", words.large(counts.total_params), "non_embedding"),
+    ]
+    if plan.predicted_loss is not None:
+        sure = words.interval("loss", plan.intervals.get("predicted_loss"))
+        tiles.append(("predicted loss", words.value("loss", plan.predicted_loss), f"nats per token, 95 % {sure}"))
+    return join(
+        [
+            tag("div", *(_tile(*each) for each in tiles), class_="tiles"),
+            *(tag("p", f"Note: {note}.", class_="soft") for note in plan.notes),
+            tag("div", tag("div", _dimensions(chosen)), tag("div", _counts(chosen), _ratios(chosen)), class_="columns"),
+            tag("h3", "The near-optimal band"),
+            tag(
+                "p",
+                "Any value in the band predicts a loss within 0.1 % of the least: choose by your hardware inside it.",
+            ),
+            _band(run, plan),
+        ]
+    )
+
+
+def _tile(name: str, value: str, note: str) -> Html:
+    return tag(
+        "div",
+        tag("div", name, class_="name"),
+        tag("div", value, class_="value"),
+        tag("div", note, class_="note"),
+        class_="tile",
+    )
+
+
+def _word(text: str) -> Html:
+    return tag("span", text, class_="word")
+
+
+def _dimensions(chosen: MoEArchitecture) -> Html:
+    rows: list[tuple[object, ...]] = [
+        (_word(name), words.number(getattr(chosen, name)), MEANINGS[name]) for name in DIMENSIONS
+    ]
+    for name, value in chosen.to_dict().items():
+        if name not in DIMENSIONS:
+            text = value.get("kind", json.dumps(value)) if isinstance(value, dict) else str(value).lower()
+            rows.append((_word(name), text, ""))
+    return table(("dimension", "value", ""), rows, numeric=False)
+
+
+def _counts(chosen: MoEArchitecture) -> Html:
+    rows = [
+        (_word(name), f"{getattr(chosen.non_embedding, name):,}", f"{getattr(chosen.full, name):,}") for name in COUNTS
+    ]
+    return table(("count", "non_embedding", "full"), rows)
+
+
+def _ratios(chosen: MoEArchitecture) -> Html:
+    ratios = ("compute_density", "expansion_ratio", "granularity", "activation_ratio", "shared_ratio")
+    rows: list[tuple[object, ...]] = [
+        (_word(name), words.number(x)) for name in ratios if (x := getattr(chosen, name)) is not None
+    ]
+    rows += [(f"share of {name} in M", words.percent(share, 3)) for name, share in chosen.shares.items()]
+    return table(("ratio, non_embedding", ""), rows)
+
+
+def _band(run: Run, plan: Blueprint) -> Html:
+    rows = [
+        (
+            _word(axis),
+            words.value(axis, quantity(plan.architecture, axis)),
+            words.interval(axis, plan.intervals.get(axis)),
+            words.interval(axis, ends),
+            " and ".join(words.interval(axis, edge) for edge in plan.band_intervals.get(axis, ())) or "–",
+            _growth(run, axis),
+        )
+        for axis, ends in plan.band.items()
+    ]
+    columns = ("axis", "chosen", "optimum, 95 %", "0.1 % band", "its edges, 95 %", "with compute it")
+    return table(columns, rows)
+
+
+def _growth(run: Run, axis: str) -> str:
+    growth = run.laws.growth.get(axis, {}).get("relative") if run.laws is not None else None
+    return growth.verdict if growth is not None else "–"
+
+
+def sure(run: Run, figures: dict[str, Any]) -> Html | None:
+    if not run.held_out:
+        return None
+    return join(
+        [
+            _verdict(run),
+            table(
+                ("quantity", "predicted", "95 % interval", "found", "95 % interval", "off by", "verdict"),
+                [
+                    (
+                        _word(each.quantity),
+                        words.value(each.quantity, each.predicted),
+                        words.interval(each.quantity, each.interval),
+                        words.value(each.quantity, each.found),
+                        words.interval(each.quantity, each.found_interval),
+                        words.signed(each.error),
+                        _judged(each),
+                    )
+                    for each in run.held_out
+                ],
+            ),
+            _figure("held-out", figures),
+            _laws_verdicts(run),
+        ]
+    )
+
+
+def _judged(each: Comparison) -> Html:
+    if each.covered is None:
+        return tag("span", "no interval")
+    return tag("span", "inside", class_="good") if each.covered else tag("span", "missed", class_="bad")
+
+
+def _verdict(run: Run) -> Html:
+    """The held-out budget in a sentence or two."""
+    where = f"the largest budget ({words.compute(run.budgets[-1])} FLOPs)" if run.budgets else "the largest budget"
+    when = f"Before {where} was searched," if run.recorded else f"Without the runs of {where},"
+    sentences = [
+        f"{when} the smaller ones predicted a loss of {words.value('loss', each.predicted)} "
+        f"({words.interval('loss', each.interval)}) nats per token; the search found "
+        f"{words.value('loss', each.found)}: off by {words.signed(each.error)}."
+        for each in run.held_out
+        if each.quantity == "loss"
+    ]
+    if missed := [each.quantity for each in run.held_out if each.covered is False]:
+        sentences.append(
+            f"The intervals missed {', '.join(missed)}: an extrapolation of this search is less sure than its "
+            "intervals say."
+        )
+    elif any(each.covered for each in run.held_out):
+        sentences.append("Every predicted interval meets what was found.")
+    return tag("p", " ".join(sentences), class_="lead")
+
+
+def _laws_verdicts(run: Run) -> Html | None:
+    if run.laws is None:
+        return None
+    rows = []
+    for name, law in run.laws.power_laws.items():
+        if name.endswith(("_low", "_high")):
+            continue
+        low, high = law.b_interval
+        trend = "rises with compute" if low > 0 else "falls with compute" if high < 0 else "no trend can be told"
+        shift = f"{law.offset:g} + " if law.offset else ""
+        formula = join([f"{shift}{words.number(law.a)} C", tag("sup", words.number(law.b, 3))])
+        rows.append((_word(name), formula, f"{low:.3f} to {high:.3f}".replace("-", "−"), trend, _growth(run, name)))
+    if not rows:
+        return None
+    return join(
+        [
+            tag("h3", "The power laws"),
+            table(("optimum of", "law, C in FLOPs", "exponent, 95 % interval", "verdict", "its band"), rows),
+        ]
+    )
+
+
+def _figure(name: str, figures: dict[str, Any]) -> Html | None:
+    if name not in figures:
+        return None
+    height = figures[name]["layout"].get("height", 400)
+    return tag(
+        "figure",
+        tag("div", id=f"plot-{name}", class_="plot", style=f"min-height:{int(height)}px"),
+        tag("figcaption", CAPTIONS[name]) if name in CAPTIONS else None,
+    )
+
+
+def evidence(run: Run, figures: dict[str, Any]) -> Html | None:
+    shown: list[object] = []
+    for name in figures:
+        if name != "held-out":
+            shown += [
+                tag("h3", HEADINGS.get(name, f"Loss against {name.removeprefix('loss-')}")),
+                _figure(name, figures),
+            ]
+    if not shown:
+        return None
+    script = tag("noscript", tag("p", "The figures need JavaScript; the tables do not.", class_="notice"))
+    return join([script, tag("p", AXIS_CAPTION), *shown])
+
+
+def alternatives(run: Run) -> Html | None:
+    if run.blueprint is None:
+        return None
+    if not run.blueprint.alternatives:
+        return tag("p", "None: inside the band no other architecture of the space suits the hardware better.")
+    rows = []
+    for each in run.blueprint.alternatives:
+        a, counts = each.architecture, each.architecture.non_embedding
+        rows.append(
+            (
+                each.why,
+                a.d_model,
+                f"{a.n_dense_layers} + {a.n_moe_layers}",
+                f"{a.n_heads} / {a.n_kv_heads}",
+                f"{a.top_k} of {a.n_experts} + {a.n_shared_experts}",
+                a.d_expert,
+                words.flops(counts.flops_per_token),
+                words.large(counts.active_params),
+                words.large(counts.total_params),
+                f"{100 * each.excess:.3f} % ({100 * each.interval[0]:.3f} – {100 * each.interval[1]:.3f})",
+            )
+        )
+    columns = (
+        "better at", "d_model", "layers, dense + MoE", "heads, q / kv", "experts", "d_expert", "M", "Na", "N",
+        "predicted loss over the blueprint's",
+    )  # fmt: skip
+    return join(
+        [
+            tag(
+                "p",
+                "All lie inside the band. Counts are non_embedding; the excess of loss is by the laws, with its 95 % "
+                "interval.",
+            ),
+            table(columns, rows),
+        ]
+    )
+
+
+def method(run: Run) -> Html:
+    noise = (
+        f"A run's loss scatters by {words.percent(run.laws.noise, 3)} (standard deviation over seeds and what the fits "
+        "leave over); where that is more than the 0.1 % band, the figures also shade what it cannot tell apart."
+        if run.laws is not None
+        else "The noise is told when the laws are fitted."
+    )
+    counts = run.counts
+    failed = [trial for trial in run.trials if trial.state == "failed"]
+    return join(
+        [
+            tag(
+                "p",
+                "At each budget C, phase 0 searches how much of it goes to M, phase 1 searches M/Na and N/Na at the "
+                "proxy width, phase 2 locks the triad (M, Na, N) and searches the width and what else the space frees. "
+                "Every trial is an integer architecture that meets the triad within its tolerances, trained on C "
+                "FLOPs.",
+            ),
+            tag("p", noise),
+            _studies(run),
+            tag("p", f"In all {counts['complete']} complete, {counts['pruned']} pruned, {counts['failed']} failed."),
+            table(
+                ("failed trial", "reason"),
+                [(f"{trial.study}, {trial.number}", trial.reason or "not told") for trial in failed],
+                numeric=False,
+            )
+            if failed
+            else None,
+        ]
+    )
+
+
+def _studies(run: Run) -> Html | None:
+    rows = []
+    for study in dict.fromkeys(trial.study for trial in run.trials):
+        mine = [trial for trial in run.trials if trial.study == study]
+        complete = [trial.loss for trial in mine if trial.state == "complete"]
+        seconds = sum(trial["seconds"] for trial in mine if trial["seconds"] > 0)
+        rows.append(
+            (
+                _word(study),
+                words.compute(mine[0].compute),
+                *(sum(trial.state == state for trial in mine) for state in run.counts),
+                words.value("loss", min(complete)) if complete else "–",
+                words.number(round(seconds)),
+            )
+        )
+    columns = ("study", "C [FLOPs]", *run.counts, "least loss", "seconds")
+    return table(columns, rows) if rows else tag("p", "No trial has ended yet.")
+
+
+def reproduce(run: Run) -> Html:
+    seeds = sorted({int(trial["seed"]) for trial in run.trials if trial["seed"] >= 0})
+    found = [f"{name} {metadata.version(name)}" for name in PACKAGES]
+    command = f"moe-optuna search {space_name(run) or 'SPACE'} --out {run.folder.name}"
+    if seeds:
+        command += f" --seed {seeds[0]}"
+    return join(
+        [
+            tag("pre", command),
+            tag("p", f"Seeds of the trainings: {', '.join(map(str, seeds)) or 'none yet'}."),
+            tag("p", f"This report was written with Python {platform.python_version()}, {', '.join(found)}."),
+            tag(
+                "p",
+                "Beside it lie ", _word("runs.csv"), " (every trial), ", _word("laws.json"), " (every fit) and ",
+                _word("blueprint.json"), " (the answer): the figures show nothing that is not in them.",
+            ),
+        ]
+    )  # fmt: skip

@@ -1,0 +1,293 @@
+"""What the commands print without ``--json``: each function takes exactly the object that ``--json`` prints."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from rich import box
+from rich.console import Group, RenderableType
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from moe_optuna.report import _words as words
+
+__all__ = ["render_count", "render_fit", "render_lattice", "render_leverage", "render_plan", "render_search"]
+
+Payload = Mapping[str, Any]
+COUNTS = ("flops_per_token", "active_params", "total_params")
+RATIOS = ("compute_density", "expansion_ratio", "granularity", "activation_ratio", "shared_ratio")
+STATE_BYTES = {"weights in bf16": 2, "training state: bf16 weights and gradients, fp32 master and two moments": 16}
+"""Bytes a parameter."""
+MOST_ROWS = 20
+"""Architectures of a lattice that are printed; ``--json`` gives all."""
+
+
+def render_count(payload: Payload) -> RenderableType:
+    """Counts in both conventions, FLOP shares, ratios, memory."""
+    held = payload["full"]["total_params"]
+    return _sections(
+        {
+            "architecture": _dimensions(payload["architecture"]),
+            "counts": _conventions(payload),
+            "shares of flops_per_token, non_embedding": _shares(payload["shares"]),
+            "ratios, non_embedding": _pairs({name: payload[name] for name in RATIOS if payload.get(name) is not None}),
+            "memory of the parameters, full": _pairs(
+                {name: words.memory(each * held) for name, each in STATE_BYTES.items()}
+            ),
+        }
+    )
+
+
+def render_plan(payload: Payload) -> RenderableType:
+    """The blueprint: budget, architecture, both conventions, predicted loss, band, alternatives."""
+    loss = payload["predicted_loss"]
+    intervals = payload.get("intervals", {})
+    predicted = payload.get("no_loss") or "unknown"
+    if loss is not None:
+        sure = words.interval("loss", intervals.get("predicted_loss"))
+        predicted = f"{words.value('loss', loss)} nats per token, 95 % {sure}"
+    sections: dict[str, RenderableType] = {
+        f"blueprint for {words.compute(payload['compute'])} training FLOPs": _pairs(
+            {
+                "flops_per_token": f"{words.flops(payload['flops_per_token'])}, non_embedding",
+                "tokens": words.large(payload["tokens"]),
+                "predicted_loss": predicted,
+                "source": payload["source"],
+                **({"space": payload["space"]} if "space" in payload else {}),
+            }
+        ),
+        "architecture": _dimensions(payload["architecture"]),
+        "counts": _conventions(payload),
+        "near-optimal band: within 0.1 % of the least loss": _band(payload),
+    }
+    if payload["alternatives"]:
+        sections["alternatives inside the band"] = _alternatives(payload["alternatives"])
+    return Group(_sections(sections), *_notes(payload))
+
+
+def render_search(payload: Payload) -> RenderableType:
+    """The end of a search: trials, the held-out budget, the blueprint."""
+    trials = payload["trials"]
+    counts = ", ".join(f"{trials[state]} {state}" for state in ("complete", "pruned", "failed"))
+    sections: dict[str, RenderableType] = {
+        "search": _pairs(
+            {
+                "trials": f"{counts}, in {len(payload['studies'])} studies",
+                **{name: payload[name] for name in ("out", "report") if name in payload},
+            }
+        )
+    }
+    held_out = payload["held_out"]
+    if held_out and "loss" in held_out:
+        sections[f"held out: {words.compute(held_out['compute'])} FLOPs, predicted from the smaller budgets"] = (
+            _held_out({"loss": held_out["loss"], **held_out.get("axes", {})})
+        )
+    return Group(_sections(sections), Text(), render_plan(payload["blueprint"]))
+
+
+def render_lattice(payload: Payload) -> RenderableType:
+    """How many architectures meet the triad; where none does, what binds and what is nearest."""
+    triad = payload["triad"] or {}
+    sections: dict[str, RenderableType] = {
+        f"{payload['count']:,} architectures meet the triad": _pairs(
+            {name: f"{words.value(name, triad[name])}, non_embedding" for name in COUNTS if name in triad}
+        )
+    }
+    if payload["binding"]:
+        sections["what binds"] = _plain(payload["binding"])
+    if payload["nearest"]:
+        sections["nearest"] = _plain(payload["nearest"])
+    if payload.get("relaxations"):
+        sections["smallest relaxations"] = _plain(payload["relaxations"])
+    if listed := payload.get("architectures"):
+        shown = listed[:MOST_ROWS]
+        columns = [name for name in listed[0] if len({str(each.get(name)) for each in listed}) > 1] or ["d_model"]
+        title = "architectures, where they differ"
+        if len(listed) > len(shown):
+            title += f"; the first {len(shown)}, all with --json"
+        sections[title] = _rows(columns, ([each.get(name) for name in columns] for each in shown))
+    return _sections(sections)
+
+
+def render_fit(payload: Payload) -> RenderableType:
+    """Coefficients with their intervals, the residual, the held-out score, and what a reader must know."""
+    intervals, held = payload["intervals"], payload["held_out"]
+    score = "none"
+    if held and held["rows"]:
+        score = f"{held['rows']} rows: RMS log error {words.number(held['rmse_log'])}"
+        if held["coverage"] is not None:
+            score += f", {words.percent(held['coverage'], 3)} of them in their 95 % interval"
+    influential = payload.get("influential")
+    without = influential["coefficients"] if influential else {}
+    columns = ["coefficient", "value", "95 % interval", *(["without the influential runs"] if without else [])]
+    rows = [
+        [name, value, words.interval(name, intervals.get(name)), *([without.get(name)] if without else [])]
+        for name, value in payload["coefficients"].items()
+    ]
+    return Group(
+        _sections(
+            {
+                f"law {payload['law']}, {payload['rows']} rows": _pairs(
+                    {
+                        **({"formula": payload["formula"]} if "formula" in payload else {}),
+                        "RMS log error": payload["rmse_log"],
+                        "held out": score,
+                    }
+                ),
+                "coefficients": _rows(columns, rows),
+            }
+        ),
+        *_notes(payload),
+    )
+
+
+def render_leverage(payload: Payload) -> RenderableType:
+    """Efficiency leverage with its interval."""
+    return Group(
+        _sections(
+            {
+                "efficiency leverage: compute of a dense model over the MoE's, at the same loss": _pairs(
+                    {
+                        "leverage": payload["leverage"],
+                        "95 % interval": words.interval("leverage", payload["interval"]),
+                        **({"source": payload["source"]} if "source" in payload else {}),
+                    }
+                )
+            }
+        ),
+        *_notes(payload),
+    )
+
+
+def _sections(sections: Mapping[str, RenderableType]) -> Group:
+    parts: list[RenderableType] = []
+    for title, body in sections.items():
+        parts += [*([Text()] if parts else []), Text(title, style="bold"), Padding(body, (0, 0, 0, 2))]
+    return Group(*parts)
+
+
+def _notes(payload: Payload) -> list[RenderableType]:
+    notes = [Text(f"note: {note}", style="yellow") for note in payload.get("notes") or ()]
+    return [Text(), *notes] if notes else []
+
+
+def _cell(value: Any) -> Text:
+    """A cell; never markup, whatever a file holds."""
+    if value is None:
+        return Text("–")
+    return Text(words.number(value) if isinstance(value, (int, float)) else str(value))
+
+
+def _rows(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    for place, name in enumerate(columns):
+        table.add_column(Text(name), justify="right" if place else "left")
+    for row in rows:
+        table.add_row(*map(_cell, row))
+    return table
+
+
+def _pairs(pairs: Mapping[str, Any]) -> Table:
+    table = Table(box=None, show_header=False, pad_edge=False)
+    table.add_column(style="dim")
+    table.add_column()
+    for name, value in pairs.items():
+        table.add_row(Text(name), _cell(value))
+    return table
+
+
+def _dimensions(architecture: Payload, across: int = 3) -> Table:
+    """Dimensions in a compact grid; a part that is not the default by its kind."""
+    cells = [
+        (name, value.get("kind", name) if isinstance(value, Mapping) else value) for name, value in architecture.items()
+    ]
+    table = Table(box=None, show_header=False, pad_edge=False)
+    for _ in range(across):
+        table.add_column(style="dim")
+        table.add_column(justify="right", min_width=6)
+    deep = -(-len(cells) // across)
+    for row in range(deep):
+        table.add_row(*(text for name, value in cells[row::deep] for text in (Text(name), _cell(value))))
+    return table
+
+
+def _conventions(payload: Payload) -> Table:
+    return _rows(
+        ["", "non_embedding", "full"],
+        ([name, f"{payload['non_embedding'][name]:,}", f"{payload['full'][name]:,}"] for name in COUNTS),
+    )
+
+
+def _shares(shares: Payload, width: int = 40) -> Table:
+    table = Table(box=None, show_header=False, pad_edge=False)
+    for name, share in shares.items():
+        bar = "█" * round(width * share)
+        table.add_row(Text(name, style="dim"), Text(f"{100 * share:.1f} %", justify="right"), Text(bar, style="cyan"))
+    return table
+
+
+def _band(payload: Payload) -> RenderableType:
+    chosen = {**payload["architecture"], **payload.get("non_embedding", {}), **payload}
+    intervals = payload.get("intervals", {})
+    rows = [
+        [
+            axis,
+            words.value(axis, chosen[axis]) if axis in chosen else None,
+            words.interval(axis, ends),
+            words.interval(axis, intervals.get(axis)),
+        ]
+        for axis, ends in payload["band"].items()
+    ]
+    return _rows(["axis", "chosen", "band", "optimum, 95 %"], rows) if rows else Text("the laws give none")
+
+
+def _alternatives(alternatives: Sequence[Payload]) -> Table:
+    def line(each: Payload) -> list[Any]:
+        found = each["architecture"]
+        return [
+            each["why"],
+            found["d_model"],
+            f"{found['n_dense_layers']} + {found['n_moe_layers']}",
+            f"{found['top_k']} of {found['n_experts']} + {found['n_shared_experts']}",
+            found["d_expert"],
+            f"{100 * each['excess']:+.3f} %",
+        ]
+
+    columns = ["better at", "d_model", "layers, dense + MoE", "experts", "d_expert", "loss"]
+    return _rows(columns, map(line, alternatives))
+
+
+def _held_out(entries: Mapping[str, Payload]) -> Table:
+    verdicts = {True: "inside", False: "missed"}
+    return _rows(
+        ["quantity", "predicted", "95 % interval", "found", "verdict"],
+        (
+            [
+                name,
+                words.value(name, each["predicted"]),
+                words.interval(name, each["interval"]),
+                words.value(name, each["found"]),
+                verdicts.get(each["covered"]),
+            ]
+            for name, each in entries.items()
+        ),
+    )
+
+
+def _plain(value: Any) -> RenderableType:
+    """Nested plain data."""
+    if isinstance(value, Mapping):
+        return _pairs({name: _short(x) for name, x in value.items()})
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return Group(*map(_plain, value))
+    return _cell(value)
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name} {_short(x)}" for name, x in value.items())
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return ", ".join(map(_short, value))
+    return words.number(value) if isinstance(value, (int, float)) else str(value)
