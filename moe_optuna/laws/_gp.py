@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.linalg import cho_solve, lapack, solve_triangular
 from scipy.optimize import minimize
-from scipy.special import log_ndtr, ndtr
+from scipy.special import log_ndtr
 
 Array = NDArray[np.float64]
 
@@ -153,15 +153,15 @@ class Posterior:
         factor = cholesky(covariance)
         return cls(factor, solve_triangular(factor, residual, lower=True))
 
-    def extend(self, residual: Array, cross: Array, covariance: Array) -> Posterior:
-        """Further observations: residuals (k,), their covariance with the old ones (n, k) and among themselves
-        (k, k)."""
-        n, k = cross.shape
-        corner = solve_triangular(self.factor, cross, lower=True)
-        tip = cholesky(covariance - corner.T @ corner)
+    def extend(self, residual: Array, projected: Array, covariance: Array) -> Posterior:
+        """Further observations: residuals (k,), `project` of their covariance with the old ones (n, k), and their
+        own (k, k).
+        """
+        n, k = projected.shape
+        tip = cholesky(covariance - projected.T @ projected)
         factor = np.zeros((n + k, n + k))
-        factor[:n, :n], factor[n:, :n], factor[n:, n:] = self.factor, corner.T, tip
-        fresh = solve_triangular(tip, residual - corner.T @ self.white, lower=True)
+        factor[:n, :n], factor[n:, :n], factor[n:, n:] = self.factor, projected.T, tip
+        fresh = solve_triangular(tip, residual - projected.T @ self.white, lower=True)
         return Posterior(factor, np.concatenate([self.white, fresh]))
 
     def project(self, cross: Array) -> Array:
@@ -221,8 +221,3 @@ def censored_sites(
             break
     target[index], variance[index] = shift / precision, 1 / precision
     return target, variance
-
-
-def probability_below(mean: Array, sd: Array, bound: float) -> Array:
-    """Normal probability of a value at most `bound`, elementwise."""
-    return np.asarray(ndtr((bound - mean) / np.maximum(sd, 1e-300)))

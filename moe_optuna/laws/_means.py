@@ -19,6 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from scipy.linalg import solve_triangular
@@ -26,6 +27,7 @@ from scipy.linalg import solve_triangular
 from moe_optuna.laws._gp import Array, cholesky
 
 MAX_STEPS = 25
+MeanName = Literal["law", "quadratic", "constant"]
 
 
 @dataclass(frozen=True)
@@ -38,7 +40,7 @@ class Mean:
         evaluate: (theta, h (n,), w (n, p)) -> values (n,) and Jacobian (n, q).
     """
 
-    name: str
+    name: MeanName
     prior_mean: Array
     prior_sd: Array
     evaluate: Callable[[Array, Array, Array], tuple[Array, Array]]
@@ -147,3 +149,10 @@ def law(ranges: Array, spread: float, level: float) -> Mean:
         start[3 : 3 + axes] = place
         starts.append(start)
     return Mean("law", prior, np.array(sd), evaluate, tuple(starts))
+
+
+def build(name: MeanName, ranges: Array, spread: float, level: float) -> Mean:
+    """A mean by its name."""
+    if name == "law":
+        return law(ranges, spread, level)
+    return quadratic(len(ranges), spread, level) if name == "quadratic" else constant(spread, level)

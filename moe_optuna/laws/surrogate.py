@@ -17,30 +17,30 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
-from typing import Literal, Protocol
+from dataclasses import dataclass, field
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.linalg import solve_triangular
 
 from moe_optuna.errors import InputError
 from moe_optuna.laws import _gp, _means
-from moe_optuna.laws._gp import Array, Hyperparameters, Posterior, Prior
+from moe_optuna.laws._component import TUNED_POINTS, Component
+from moe_optuna.laws._gp import Array, Prior
+from moe_optuna.laws._means import MeanName
 from moe_optuna.laws.band import BAND, Band, Optimum, band_of_draws
 
 __all__ = ["NamedAxis", "Observations", "Surrogate"]
 
-TUNED_POINTS = 240
+USUAL_SPREAD = 0.015
 DRAWS = 512
 JOINT_CANDIDATES = 384
-CHUNK = 16384
-OUTLIER = 4.0
 DROP_GAIN = 3.0
 POLE = 289 / 9
 
-MeanName = Literal["law", "quadratic", "constant"]
 MEANS: tuple[MeanName, ...] = ("law", "quadratic", "constant")
+PREFERENCE = {"law": 0.0, "quadratic": -0.7, "constant": -1.4}  # log prior odds: what is known of the forms beforehand
+NEGLIGIBLE = 0.02  # share of the best mean's weight below which a mean is left out
 
 
 class NamedAxis(Protocol):
@@ -79,7 +79,7 @@ class Observations:
         n = len(self.loss)
         filled = {
             "compute": np.broadcast_to(np.asarray(self.compute, float), (n,)),
-            "coordinates": np.asarray(self.coordinates, float).reshape(n, -1),
+            "coordinates": np.atleast_2d(np.asarray(self.coordinates, float).T).T,
             "loss": np.asarray(self.loss, float),
             "censored": np.asarray(self.censored, bool) if len(self.censored) else np.zeros(n, bool),
             "group": np.asarray(self.group) if len(self.group) else np.arange(n),
@@ -101,33 +101,6 @@ class Observations:
         return Observations(
             self.compute[rows], self.coordinates[rows], self.loss[rows], self.censored[rows], self.group[rows]
         )
-
-
-@dataclass(frozen=True)
-class _Model:
-    """A mean with everything that was learned for it.
-
-    Attributes:
-        theta, eta: Coefficients of the mean, and the kernel's hyperparameters.
-        target, site, seeded: What each observation is taken for (see `_gp`), (n,).
-        score: log p(largest budget | smaller ones).
-    """
-
-    mean: _means.Mean
-    theta: Array
-    eta: Hyperparameters
-    target: Array
-    site: Array
-    seeded: Array
-    score: float = 0.0
-
-    def expected(self, h: Array, w: Array) -> tuple[Array, Array]:
-        """Prior mean (n,), and the square root of the covariance that theta brings (n, q)."""
-        values, jacobian = self.mean.evaluate(self.theta, h, w)
-        return values + jacobian @ (self.mean.prior_mean - self.theta), jacobian * self.mean.prior_sd
-
-    def noise(self, h: Array) -> Array:
-        return self.seeded * self.eta.noise_variance(h) + self.site
 
 
 class Surrogate:
@@ -189,143 +162,75 @@ class Surrogate:
             raise InputError(f"{found} columns, expected {len(self.axes)}: {', '.join(self.axes)}", where="coordinates")
         self.dropped_: tuple[float, ...] = ()
         self._learn(observations, noise)
-        misleading = self._misleading()
+        misleading = self._misleading(observations)
         if misleading:
             self.dropped_ = misleading
             self._learn(observations[~np.isin(observations.compute, misleading)], noise)
-        self.noise_ = float(np.sqrt(self._model.eta.noise_variance(self._h.max(keepdims=True))[0]))
+        best = max(self._mixture, key=lambda member: member[0])[1]
+        self.mean_: MeanName = best.mean.name
+        self.noise_ = float(np.sqrt(best.eta.noise_variance(best.h.max(keepdims=True))[0]))
         return self
 
     def _learn(self, observations: Observations, noise: float | None) -> None:
-        self._data = observations
         self._reference = float(np.mean(np.log(np.unique(observations.compute))))
-        self._h, self._w = self._inputs(observations.compute, observations.coordinates)
-        y = np.log(observations.loss)
-        spread, level = _spread_and_level(y, self._h, observations)
+        h, w = self._inputs(observations.compute, observations.coordinates)
+        y, censored = np.log(observations.loss), observations.censored
+        spread, level = _spread_and_level(y, h, censored)
         prior = self._prior(spread, noise, observations)
         ranges = np.array([form.range for form in self._forms])
-        build = {
-            "law": lambda: _means.law(ranges, spread, level),
-            "quadratic": lambda: _means.quadratic(len(self.axes), spread, level),
-            "constant": lambda: _means.constant(spread, level),
-        }
-        models = {name: self._learn_mean(build[name](), y, prior, spread) for name in self.means}
-        self.scores_ = {name: model.score for name, model in models.items()}
-        self.mean_ = max(self.scores_, key=lambda name: self.scores_[name])
-        self._model, self._law = models[self.mean_], models.get("law")
-        self._condition_all()
+        rows, known = self._tuning_rows(h, censored), ~censored
+        last = h >= h[known].max(initial=h.min()) - 1e-9
+        self._members: dict[MeanName, Component] = {}
+        self.scores_: dict[MeanName, float] = {}
+        for name in self.means:
+            mean = _means.build(name, ranges, spread, level)
+            member = Component.learn(mean, h, w, y, censored, prior, self._warm.get(name, prior.mean), rows)
+            self._warm[name] = member.eta.pack()
+            self._members[name], self.scores_[name] = member, member.conditional(known & ~last, known & last)
+        weights = np.exp([self.scores_[name] + PREFERENCE[name] - max(self.scores_.values()) for name in self.means])
+        weights = np.where(weights < NEGLIGIBLE * weights.max(), 0.0, weights)
+        shares = dict(zip(self.means, map(float, weights / weights.sum()), strict=True))
+        self._mixture = [(share, self._members[name]) for name, share in shares.items() if share]
 
     def _prior(self, spread: float, noise: float | None, observations: Observations) -> Prior:
-        repeats = _repeat_sd(observations)
-        guess = noise or repeats or max(0.3 * spread, 3e-4)
+        guess = noise or _repeat_sd(observations) or max(0.3 * spread, 3e-4)
         amplitude = (np.log(0.3 * spread), 1.0)
         lengths = [(np.log(6.0), 0.7)] + [(np.log(0.5), 0.7)] * len(self.axes)
         seeds = (np.log(guess), 0.05 if noise else 1.0)
         table = np.array([amplitude, seeds, (0.0, 0.03 if noise else 0.1), *lengths])
         return Prior(table[:, 0], table[:, 1])
 
-    def _learn_mean(self, mean: _means.Mean, y: Array, prior: Prior, spread: float) -> _Model:
-        h, w, censored = self._h, self._w, self._data.censored
-        X = np.column_stack([h, w])
-        known = ~censored
-        eta = Hyperparameters.unpack(self._warm.get(mean.name, prior.mean))
-        model = _Model(mean, mean.prior_mean, eta, y.copy(), np.where(known, 0.0, 1e4 * spread**2), known.astype(float))
-        theta: Array | None = None
-        for sweep in range(2):
-            kernel = model.eta.kernel(X, X)
-            covariance = kernel + np.diag(model.noise(h))
-            theta = mean.fit(h, w, model.target, covariance, theta)
-            model = replace(model, theta=theta)
-            rows = self._tuning_rows(known)
-            expected, root = model.expected(h[rows], w[rows])
-            eta = _gp.tune(
-                X[rows], model.target[rows] - expected, root @ root.T, h[rows], model.seeded[rows], model.site[rows],
-                prior, model.eta.pack(), 25 if sweep == 0 else 10,
-            )  # fmt: skip
-            model = replace(model, eta=eta)
-            if not sweep:
-                model = self._judge(model, X, y)
-        self._warm[mean.name] = model.eta.pack()
-        return replace(model, score=self._score(model, X))
-
-    def _tuning_rows(self, known: NDArray[np.bool_]) -> NDArray[np.int64]:
-        """At most TUNED_POINTS rows: all of the largest budget up to half of them, others at random."""
-        rows = np.arange(len(known))
+    def _tuning_rows(self, h: Array, censored: NDArray[np.bool_]) -> NDArray[np.int64]:
+        """The rows that tune the hyperparameters: of those that are not censored at most TUNED_POINTS, half of them
+        of the largest budget, the others at random."""
+        rows = np.flatnonzero(~censored) if not censored.all() else np.arange(len(h))
         if len(rows) <= TUNED_POINTS:
             return rows
-        rng = np.random.default_rng(self.seed)
-        order = rng.permutation(rows)
-        last = order[self._h[order] >= self._h.max() - 1e-9][: TUNED_POINTS // 2]
+        order = np.random.default_rng(self.seed).permutation(rows)
+        last = order[h[order] >= h.max() - 1e-9][: TUNED_POINTS // 2]
         others = order[~np.isin(order, last)][: TUNED_POINTS - len(last)]
         return np.sort(np.concatenate([last, others]))
 
-    def _judge(self, model: _Model, X: Array, y: Array) -> _Model:
-        """Sites for what is not an ordinary observation: censored runs, and runs far from where all others put
-        them."""
-        expected, root = model.expected(self._h, self._w)
-        covariance = model.eta.kernel(X, X) + root @ root.T
-        known, noise = ~self._data.censored, model.eta.noise_variance(self._h)
-        site = np.zeros_like(y)
-        posterior = Posterior.of((y - expected)[known], covariance[np.ix_(known, known)] + np.diag(noise[known]))
-        residual, sd = posterior.leave_one_out()
-        site[known] = np.where(np.abs(residual) > OUTLIER * sd, residual**2, 0.0)
-        target, variance = _gp.censored_sites(y - expected, covariance, noise + site, self._data.censored)
-        site[~known] = variance[~known]
-        return replace(model, target=target + expected, site=site)
-
-    def _score(self, model: _Model, X: Array) -> float:
-        expected, root = model.expected(self._h, self._w)
-        covariance = model.eta.kernel(X, X) + root @ root.T + np.diag(model.noise(self._h))
-        return self._conditional(model.target - expected, covariance, self._h < self._h.max() - 1e-9)
-
-    def _conditional(self, residual: Array, covariance: Array, given: NDArray[np.bool_]) -> float:
-        """log p(the largest budget's runs | the `given` ones)."""
-        kept = given | (self._h >= self._h.max() - 1e-9)
-        return _gp.log_density(residual[kept], covariance[np.ix_(kept, kept)]) - _gp.log_density(
-            residual[given], covariance[np.ix_(given, given)]
-        )
-
-    def _misleading(self) -> tuple[float, ...]:
+    def _misleading(self, observations: Observations) -> tuple[float, ...]:
         """Smaller budgets without which the largest one's runs are far likelier."""
-        budgets = np.unique(self._data.compute)
-        last = self._data.compute == budgets[-1]
+        compute, known = observations.compute, ~observations.censored
+        budgets = np.unique(compute)
+        last = known & (compute == budgets[-1])
         if len(budgets) < 2 or last.sum() < 4:
             return ()
-        X = np.column_stack([self._h, self._w])
-        expected, root = self._model.expected(self._h, self._w)
-        covariance = self._model.eta.kernel(X, X) + root @ root.T + np.diag(self._model.noise(self._h))
-        residual = self._model.target - expected
-        options = [()] + [(float(budget),) for budget in budgets[:-1]] + [tuple(map(float, budgets[:-1]))]
-        scores = [self._conditional(residual, covariance, ~last & ~np.isin(self._data.compute, o)) for o in options]
-        best = int(np.argmax(scores))
-        return options[best] if scores[best] > scores[0] + DROP_GAIN else ()
-
-    def _condition_all(self) -> None:
-        X = np.column_stack([self._h, self._w])
-        expected, root = self._model.expected(self._h, self._w)
-        covariance = self._model.eta.kernel(X, X) + root @ root.T + np.diag(self._model.noise(self._h))
-        self._X, self._root = X, root
-        self._posterior = Posterior.of(self._model.target - expected, covariance)
+        best = max(self._mixture, key=lambda member: member[0])[1]
+        smaller = tuple(map(float, budgets[:-1]))
+        options: list[tuple[float, ...]] = [(), *((budget,) for budget in smaller), smaller]
+        scores = [best.conditional(known & (compute < budgets[-1]) & ~np.isin(compute, o), last) for o in options]
+        chosen = int(np.argmax(scores))
+        return options[chosen] if scores[chosen] > scores[0] + DROP_GAIN else ()
 
     def condition(self, observations: Observations) -> Surrogate:
         """This surrogate with further runs (or fantasies), everything learned held fixed: O(n^2)."""
         twin = copy.copy(self)
         h, w = self._inputs(observations.compute, observations.coordinates)
-        X = np.column_stack([h, w])
-        expected, root = self._model.expected(h, w)
-        cross = self._model.eta.kernel(self._X, X) + self._root @ root.T
-        own = self._model.eta.kernel(X, X) + root @ root.T
-        noise = self._model.eta.noise_variance(h)
-        residual = np.log(observations.loss) - expected
-        if observations.censored.any():
-            projected = self._posterior.project(cross)
-            mean = projected.T @ self._posterior.white
-            target, noise = _gp.censored_sites(
-                residual - mean, own - projected.T @ projected, noise, observations.censored
-            )
-            residual = target + mean
-        twin._X, twin._root = np.vstack([self._X, X]), np.vstack([self._root, root])
-        twin._posterior = self._posterior.extend(residual, cross, own + np.diag(noise))
+        y = np.log(observations.loss)
+        twin._mixture = [(share, one.condition(h, w, y, observations.censored)) for share, one in self._mixture]
         return twin
 
     # ---- answers
@@ -337,27 +242,21 @@ class Surrogate:
             compute: FLOPs, one number or (m,).
             coordinates: Unit coordinates (m, p).
         """
-        coordinates = np.asarray(coordinates, float).reshape(-1, len(self.axes))
-        h, w = self._inputs(compute, coordinates)
-        mean, sd = np.empty(len(h)), np.empty(len(h))
-        for begin in range(0, len(h), CHUNK):
-            part = slice(begin, begin + CHUNK)
-            expected, root, projected = self._projected(h[part], w[part])
-            mean[part] = expected + projected.T @ self._posterior.white
-            prior = np.exp(2 * self._model.eta.log_amplitude) + (root * root).sum(1)
-            sd[part] = np.sqrt(np.maximum(prior - (projected * projected).sum(0), 1e-14))
+        h, w = self._inputs(compute, np.asarray(coordinates, float).reshape(-1, len(self.axes)))
+        shares = np.array([share for share, _ in self._mixture])[:, None]
+        means, sds = map(np.array, zip(*(member.predict(h, w) for _, member in self._mixture), strict=True))
+        mean = (shares * means).sum(0)
         loss = np.exp(mean)
-        return loss, loss * sd
+        return loss, loss * np.sqrt((shares * (sds**2 + (means - mean) ** 2)).sum(0))
 
     def joint(self, compute: float, coordinates: ArrayLike) -> tuple[Array, Array]:
         """Loss without seed noise: mean (m,) and covariance (m, m), nats per token."""
-        coordinates = np.asarray(coordinates, float).reshape(-1, len(self.axes))
-        h, w = self._inputs(compute, coordinates)
-        expected, root, projected = self._projected(h, w)
-        X = np.column_stack([h, w])
-        covariance = self._model.eta.kernel(X, X) + root @ root.T - projected.T @ projected
-        loss = np.exp(expected + projected.T @ self._posterior.white)
-        return loss, covariance * np.outer(loss, loss)
+        h, w = self._inputs(compute, np.asarray(coordinates, float).reshape(-1, len(self.axes)))
+        parts = [(share, *member.joint(h, w)) for share, member in self._mixture]
+        mean = np.asarray(sum(share * own for share, own, _ in parts))
+        covariance = sum(share * (own + np.outer(m - mean, m - mean)) for share, m, own in parts)
+        loss = np.exp(mean)
+        return loss, np.asarray(covariance * np.outer(loss, loss))
 
     def optimum(self, compute: float, candidates: ArrayLike, *, width: float = BAND) -> Optimum:
         """The candidate of the least expected loss, and how sure that is.
@@ -388,11 +287,16 @@ class Surrogate:
         chosen = _profile(candidates[:, axis], mean - sd)
         return band_of_draws(self.draw(compute, candidates[chosen]), candidates[chosen, axis], width)
 
-    def draw(self, compute: float, candidates: Array, draws: int = DRAWS) -> Array:
+    def draw(self, compute: float, candidates: ArrayLike, draws: int = DRAWS) -> Array:
         """Joint draws of the loss without seed noise, (draws, m)."""
-        mean, covariance = self.joint(compute, candidates)
-        normal = np.random.default_rng(self.seed).standard_normal((draws, len(mean)))
-        return np.asarray(mean + normal @ _gp.cholesky(covariance).T)
+        h, w = self._inputs(compute, np.asarray(candidates, float).reshape(-1, len(self.axes)))
+        rng = np.random.default_rng(self.seed)
+        counts = rng.multinomial(draws, [share for share, _ in self._mixture])
+        parts = []
+        for count, (_, member) in zip(counts, self._mixture, strict=True):
+            mean, covariance = member.joint(h, w)
+            parts.append(mean + rng.standard_normal((count, len(mean))) @ _gp.cholesky(covariance).T)
+        return np.exp(np.vstack(parts))
 
     def in_band(self, compute: float, candidates: ArrayLike, *, width: float = BAND) -> Array:
         """Probability of each candidate (m,) to be within `width` of the least loss; 0 where it has no
@@ -405,28 +309,12 @@ class Surrogate:
         result[likely] = (draws <= draws.min(1, keepdims=True) * (1 + width)).mean(0)
         return result
 
-    def level(self, compute: ArrayLike, coordinates: ArrayLike) -> tuple[Array, tuple[Array, Array]]:
-        """Loss without seed noise with its 95 % interval, nats per token: (m,) and two (m,)."""
-        mean, sd = self.predict(compute, coordinates)
-        return mean, (mean * np.exp(-1.96 * sd / mean), mean * np.exp(1.96 * sd / mean))
-
     def law(self) -> tuple[Array, Array, float]:
         """The law's coefficients (q,), their covariance (q, q), and the log of compute at which h = 0, whichever
         mean won; their meaning is that of `_means.law`."""
-        if self._law is None:
+        if "law" not in self._members:
             raise InputError("the law is not among the means", where="means")
-        model, X = self._law, np.column_stack([self._h, self._w])
-        _, root = model.expected(self._h, self._w)
-        jacobian = root / model.mean.prior_sd
-        factor = _gp.cholesky(model.eta.kernel(X, X) + np.diag(model.noise(self._h)))
-        white = solve_triangular(factor, jacobian, lower=True)
-        information = white.T @ white + np.diag(model.mean.prior_sd**-2.0)
-        return model.theta, np.linalg.inv(information), self._reference
-
-    def _projected(self, h: Array, w: Array) -> tuple[Array, Array, Array]:
-        expected, root = self._model.expected(h, w)
-        cross = self._model.eta.kernel(self._X, np.column_stack([h, w])) + self._root @ root.T
-        return expected, root, self._posterior.project(cross)
+        return *self._members["law"].coefficients(), self._reference
 
     def _inputs(self, compute: ArrayLike, coordinates: Array) -> tuple[Array, Array]:
         h = np.log(np.broadcast_to(np.asarray(compute, float), (len(coordinates),))) - self._reference
@@ -474,13 +362,16 @@ def _profile(values: Array, losses: Array, bins: int = 48, each: int = 8) -> NDA
     return np.asarray(order[np.arange(len(order)) - first < each])
 
 
-def _spread_and_level(y: Array, h: Array, observations: Observations) -> tuple[float, float]:
-    """Robust sd of log loss within budgets, and log loss at h = 0 by a line through the budgets' medians."""
-    known = ~observations.censored if not observations.censored.all() else np.ones(len(y), bool)
+def _spread_and_level(y: Array, h: Array, censored: NDArray[np.bool_]) -> tuple[float, float]:
+    """Robust sd of log loss within budgets, drawn towards USUAL_SPREAD where runs are few, and log loss at h = 0 by
+    a line through the budgets' medians."""
+    known = ~censored if not censored.all() else np.ones(len(y), bool)
     budgets = np.unique(h[known])
     medians = np.array([np.median(y[known & (h == b)]) for b in budgets])
     deviations = np.abs(y[known] - medians[np.searchsorted(budgets, h[known])])
-    spread = max(1.48 * float(np.median(deviations)), 0.7 * float(np.quantile(deviations, 0.8)), 0.003)
+    robust = max(1.48 * float(np.median(deviations)), 0.7 * float(np.quantile(deviations, 0.8)))
+    freedom = len(deviations) - len(budgets)
+    spread = float(np.sqrt((freedom * robust**2 + 4 * USUAL_SPREAD**2) / (freedom + 4)))
     level = float(medians.mean() if len(budgets) < 2 else np.polyfit(budgets, medians, 1)[1])
     return spread, level
 
