@@ -9,11 +9,14 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from moe_optuna.samplers._design import squared_distances
+
 __all__ = ["believe", "expected_improvement", "success", "value_of_information"]
 
 Array = NDArray[np.float64]
 Indices = NDArray[np.intp]
 
+_LENGTHS = (0.05, 0.1, 0.2, 0.4)
 _NODES, _WEIGHTS = np.polynomial.hermite_e.hermegauss(9)
 _WEIGHTS = _WEIGHTS / _WEIGHTS.sum()
 
@@ -73,21 +76,35 @@ def _misjudged(mean: Array, sd: Array, edge: Array | float) -> Array:
     return expected_improvement(np.abs(mean - edge), sd, 0.0)
 
 
-def success(unit: Array, failed: Array, finished: Array, length: float = 0.08) -> Array:
+def success(inputs: Array, failed: Array, finished: Array) -> Array:
     """Probability that a run ends with a loss, (m,), from where runs failed and where they did not.
 
-    A kernel vote of the runs, with one run's vote that all is well: points near a failure are avoided, more so the more
-    of their neighbours failed.
+    A kernel vote of the runs (Nadaraya and Watson) together with half a vote of the failures' share overall; of the
+    kernel's lengths that under which each run is best predicted by the others.
 
     Args:
-        unit: Candidates in the unit cube, (m, p).
-        failed: Runs that failed, (f, p).
-        finished: Runs that did not, (n, p).
+        inputs: Candidates in the unit cube, (m, k).
+        failed: Runs that failed, (f, k).
+        finished: Runs that did not, (n, k).
     """
-    from moe_optuna.samplers._design import squared_distances
-
     if not len(failed):
-        return np.ones(len(unit))
-    votes = [np.exp(-squared_distances(unit, runs) / (2 * length**2)).sum(1) for runs in (failed, finished)]
-    share: Array = votes[0] / (votes[0] + votes[1] + 0.25)
-    return 1 - share
+        return np.ones(len(inputs))
+    runs = np.vstack([failed, finished])
+    bad = np.arange(len(runs)) < len(failed)
+    # One more run that finished: the first failure alone does not make failures the rule.
+    share = len(failed) / (len(runs) + 1)
+
+    def failure(squared: Array) -> Array:
+        votes = np.exp(-0.5 * squared)
+        odds: Array = (votes @ bad + 0.5 * share) / (votes.sum(1) + 0.5)
+        return odds
+
+    among = squared_distances(runs, runs)
+    np.fill_diagonal(among, np.inf)
+
+    def likelihood(length: float) -> float:
+        odds = failure(among / length**2)
+        return float(np.log(np.where(bad, odds, 1 - odds)).sum())
+
+    length = max(_LENGTHS, key=likelihood)
+    return 1 - failure(squared_distances(inputs, runs) / length**2)

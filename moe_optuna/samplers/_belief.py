@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cache, cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,12 +20,13 @@ from moe_optuna.samplers._history import History, Run
 
 if TYPE_CHECKING:
     from optuna.study import Study
+    from threadpoolctl import ThreadpoolController  # type: ignore[import-untyped]
 
     from moe_optuna.laws.band import Optimum
     from moe_optuna.laws.surrogate import Observations, Surrogate
     from moe_optuna.space import Axis, Phase
 
-__all__ = ["Belief", "Parent"]
+__all__ = ["Belief", "Parent", "one_thread"]
 
 Array = NDArray[np.float64]
 Indices = NDArray[np.intp]
@@ -33,6 +35,20 @@ _BAND = 0.001
 _SHORTLIST = 384  # candidates whose joint posterior is worked out
 _EACH = 16  # runs up to which every new one refits the surrogate; beyond, one in _GROWTH of them
 _GROWTH = 1.125
+
+
+@cache
+def _pools() -> ThreadpoolController:
+    import scipy.linalg  # noqa: F401  # its own pool must be there to be seen
+    from threadpoolctl import ThreadpoolController  # type: ignore[import-untyped]
+
+    return ThreadpoolController()
+
+
+def one_thread() -> AbstractContextManager[Any]:
+    """BLAS on one thread: the matrices here are small, and beside trainings that fill the cores threads that wait for
+    each other make an ask a hundred times slower."""
+    return _pools().limit(limits=1, user_api="blas")  # type: ignore[no-any-return]
 
 
 @dataclass
@@ -188,59 +204,65 @@ class Belief:
 
     def optimum(self, history: History) -> tuple[int, Optimum]:
         """The architecture of the least expected loss among those that can be expected to finish."""
-        usable = np.flatnonzero(self._success(history, np.arange(len(self._inputs))) >= 0.5)
-        if not len(usable):
-            usable = np.arange(len(self._inputs))
+        usable = np.flatnonzero(self._hopeful(history))
         found = self._surrogate.optimum(self._phase.compute, self._inputs[usable], width=_BAND)
         return int(usable[found.index]), found
 
-    def choose(self, history: History, allowed: Indices, random: np.random.Generator) -> int | None:
+    def choose(self, history: History, allowed: Indices) -> int | None:
         """The architecture to run next, out of `allowed` (a,); ``None`` while the start is not complete."""
         begun = len(history.taken)
-        if self._inherited:
-            guesses = self._guesses()
-            if begun < len(guesses):
-                target = guesses[begun]
-                distance = squared_distances(target[None], self._inputs[allowed])[0]
-                return int(allowed[np.argmin(distance)])
-        elif begun < self._n_startup or not self.informed:
+        if not self._inherited and (begun < self._n_startup or not self.informed):
             return None
-        return self._most_telling(history, allowed)
+        hopeful = np.flatnonzero(self._hopeful(history))
+        hoped = allowed[np.isin(allowed, hopeful)]
+        allowed = hoped if len(hoped) else allowed
+        if self._inherited and begun < len(guesses := self._guesses(hopeful)):
+            return int(allowed[np.argmin(squared_distances(guesses[begun][None], self._inputs[allowed])[0])])
+        return self._most_telling(history, allowed, hopeful)
 
-    def _guesses(self) -> list[Array]:
-        """The predicted optimum and the edges of its band along each axis, in unit coordinates."""
-        mean, _ = self.predict()
-        best = self._inputs[int(np.argmin(mean))]
+    def _guesses(self, hopeful: Indices) -> list[Array]:
+        """The predicted optimum and the edges of its band along each axis, as inputs of the surrogate."""
+        candidates = self._inputs[hopeful]
+        best = candidates[int(np.argmin(self.predict()[0][hopeful]))]
         guesses = [best]
         for axis in range(len(self._phase.axes)):
-            band = self._surrogate.band(self._phase.compute, self._inputs, axis, width=_BAND)
+            band = self._surrogate.band(self._phase.compute, candidates, axis, width=_BAND)
             for edge in (band.low, band.high):
                 guess = best.copy()
                 guess[axis] = edge
                 guesses.append(guess)
         return guesses
 
-    def _most_telling(self, history: History, allowed: Indices) -> int:
+    def _most_telling(self, history: History, allowed: Indices, hopeful: Indices) -> int:
+        """The allowed architecture a run of which has the greatest value of information.
+
+        Every allowed architecture is scored by expected improvement; those that lead, and those that may yet be the
+        optimum, are scored jointly.
+        """
         mean, sd = self.predict()
-        noise = (self._surrogate.noise_ * float(mean.min())) ** 2
-        odds = self._success(history, allowed)
-        gain = expected_improvement(mean[allowed], sd[allowed], float(mean.min())) * odds
-        likely = allowed[np.argsort(-gain, kind="stable")[: _SHORTLIST // 2]]
-        promising = np.argsort(mean - 2 * sd, kind="stable")[: _SHORTLIST // 2]
+        least = float(mean[hopeful].min())
+        noise = (self._surrogate.noise_ * least) ** 2
+        gain = expected_improvement(mean[allowed], sd[allowed], least)
+        leading = allowed[np.argsort(-gain, kind="stable")[: _SHORTLIST // 2]]
+        promising = hopeful[np.argsort((mean - 2 * sd)[hopeful], kind="stable")[: _SHORTLIST // 2]]
         pending = np.array(sorted(set(history.pending.values())), dtype=np.intp)
-        joint = np.unique(np.concatenate([likely, promising, pending]))
+        joint = np.unique(np.concatenate([leading, promising, pending]))
         centre, cov = self._surrogate.joint(self._phase.compute, self._inputs[joint])
         cov = believe(cov, noise, np.searchsorted(joint, pending))
-        worth = value_of_information(centre, cov, noise, _BAND)
-        worth = np.where(np.isin(joint, allowed), worth * self._success(history, joint), -1.0)
-        return int(joint[np.argmax(worth)])
+        worth = value_of_information(centre, cov, noise, _BAND) * self._success(history, joint)
+        return int(joint[np.argmax(np.where(np.isin(joint, allowed), worth, -1.0))])
 
     def _success(self, history: History, indices: Indices) -> Array:
-        good = [run.index for run in history.runs if not run.failed]
-        unit = self._inputs
-        odds = success(unit[indices], unit[history.failed], unit[good])
+        """Probability that a run of each architecture ends with a loss, (len(indices),)."""
+        good = sorted({run.index for run in history.runs if not run.failed})
+        odds = success(self._inputs[indices], self._inputs[history.failed], self._inputs[good])
         odds[np.isin(indices, history.failed)] = 0.0
         return odds
+
+    def _hopeful(self, history: History) -> NDArray[np.bool_]:
+        """Which architectures of the lattice are likelier to finish than to fail, (m,); all where none is."""
+        likely: NDArray[np.bool_] = self._success(history, np.arange(len(self._inputs))) >= 0.5
+        return likely if likely.any() else ~likely
 
     @property
     def _surrogate(self) -> Surrogate:

@@ -10,7 +10,7 @@ __all__ = ["fill", "squared_distances"]
 Array = NDArray[np.float64]
 Indices = NDArray[np.intp]
 
-_SIZE = 768  # lattice points looked at on either side; beyond, a random sample of them
+_SIZE = 768  # lattice points looked at, at most; beyond, a random sample of them
 
 
 def squared_distances(left: Array, right: Array) -> Array:
@@ -36,13 +36,14 @@ def fill(unit: Array, allowed: Indices, taken: Indices, random: np.random.Genera
     """
     if not unit.shape[1]:
         return int(random.choice(allowed))
-    cover = unit[_some(np.arange(len(unit)), random)]
-    choice = _some(allowed, random)
+    # Half the lattice is enough to be covered, and lets the seed have a say.
+    cover = unit[_some(np.arange(len(unit)), random, min(_SIZE, len(unit) // 2 + 1))]
+    choice = _some(allowed, random, _SIZE)
     gaps = np.sqrt(squared_distances(unit[choice], cover))
     if len(taken):
         gaps = np.minimum(gaps, np.sqrt(squared_distances(cover, unit[taken])).min(1))
     return int(choice[np.argmin(gaps.mean(1))])
 
 
-def _some(indices: Indices, random: np.random.Generator) -> Indices:
-    return indices if len(indices) <= _SIZE else random.choice(indices, _SIZE, replace=False)
+def _some(indices: Indices, random: np.random.Generator, size: int) -> Indices:
+    return indices if len(indices) <= size else random.choice(indices, size, replace=False)

@@ -76,7 +76,11 @@ class History:
     @property
     def taken(self) -> set[int]:
         """Architectures that some trial has proposed, whatever came of it."""
-        return {run.index for run in self.runs} | set(self.pending.values())
+        return self.taken_but(None)
+
+    def taken_but(self, number: int | None) -> set[int]:
+        """`taken`, without what the running trial of a number proposes."""
+        return {run.index for run in self.runs} | {i for trial, i in self.pending.items() if trial != number}
 
     @property
     def informative(self) -> list[Run]:

@@ -18,7 +18,7 @@ from optuna.trial import TrialState
 from moe_optuna.architecture import MoEArchitecture
 from moe_optuna.errors import InputError
 from moe_optuna.samplers import _compat
-from moe_optuna.samplers._belief import Belief, Parent
+from moe_optuna.samplers._belief import Belief, Parent, one_thread
 from moe_optuna.samplers._design import fill
 from moe_optuna.samplers._features import Features
 from moe_optuna.samplers._history import History
@@ -135,7 +135,7 @@ class TriadSampler(BaseSampler):
             if name not in names
         }
         if names:
-            chosen = self._propose(study, trial, names)
+            chosen = self._propose(study, trial)
             params |= {name: chosen[name] for name in names}
         return params
 
@@ -172,7 +172,7 @@ class TriadSampler(BaseSampler):
             InputError: Where neither the study nor a parent has a finished trial.
         """
         self._check(study)
-        with self._lock:
+        with self._lock, one_thread():
             belief, history = self._learned(study), self._read(study)
             if not belief.informed:
                 raise InputError("no finished trial, expected at least one", where=study.study_name)
@@ -188,52 +188,50 @@ class TriadSampler(BaseSampler):
 
     # ---- proposing
 
-    def _propose(self, study: Study, trial: FrozenTrial, names: Sequence[str]) -> dict[str, Any]:
-        """Parameters for `names` that, with those that are fixed, mean a new architecture, claimed in the storage.
+    def _propose(self, study: Study, trial: FrozenTrial) -> dict[str, Any]:
+        """Parameters, the fixed ones among them, that mean a new architecture, claimed in the storage.
 
         Where two processes claim the same one, at least one sees the other's claim after its own and chooses anew, so
         that no two keep it.
         """
-        fixed = {
-            name: value
-            for name, value in _compat.fixed_params(study, trial).items()
-            if name in self._phase.distributions and name not in names
-        }
+        decided = _compat.fixed_params(study, trial)
+        fixed = {name: decided[name] for name in self._phase.distributions if name in decided}
         refused: set[int] = set()
-        with self._lock:
+        with self._lock, one_thread():
             while True:
-                source, index = self._choose(study, trial, fixed, refused)
+                source, index, new = self._choose(study, trial, fixed, refused)
                 if index is None:
                     break
                 _compat.claim(study, trial, index)
-                rivals = (other for other in _compat.all_trials(study) if other.number != trial.number)
-                if index in refused or all(_compat.claimed(o) != index or o.state.is_finished() for o in rivals):
+                if not new or index not in self._read(study).taken_but(trial.number):
                     break
                 refused.add(index)
-        return self._phase.params(source)
+        return {**self._phase.params(source), **fixed}
 
     def _choose(
         self, study: Study, trial: FrozenTrial, fixed: Mapping[str, Any], refused: set[int]
-    ) -> tuple[int, int | None]:
-        """The lattice point whose parameters to propose, and the one that they mean together with the fixed ones."""
+    ) -> tuple[int, int | None, bool]:
+        """The lattice point whose parameters to propose, the one that they mean together with the fixed ones, and
+        whether no trial has proposed that yet."""
         history = self._read(study)
         history.pending.pop(trial.number, None)
         random = np.random.default_rng([self._base(), trial.number, len(refused)])
         sources, meant = self._conditioned(fixed)
         if not len(meant):
-            return int(sources[0]), None  # `phase.suggest` will say why nothing is near
+            return int(sources[0]), None, False  # `phase.suggest` will say why nothing is near
         taken = history.taken | refused
-        new = ~np.isin(meant, list(taken))
-        if not new.any():
+        open_ = ~np.isin(meant, list(taken))
+        new = bool(open_.any())
+        if not new:
             failed = np.isin(meant, history.failed)
-            new = ~failed if not failed.all() else ~new
+            open_ = ~failed if not failed.all() else ~open_
             _logger.warning(f"Trial {trial.number} repeats an architecture: all that it may propose have been.")
-        allowed = meant[new]
+        allowed = meant[open_]
         belief = self._learned(study)
-        index = belief.choose(history, allowed, random)
+        index = belief.choose(history, allowed)
         if index is None:
             index = fill(self._phase.unit, allowed, np.array(sorted(taken), dtype=np.intp), random)
-        return int(sources[meant == index][0]), index
+        return int(sources[meant == index][0]), index, new
 
     def _conditioned(self, fixed: Mapping[str, Any]) -> tuple[Indices, Indices]:
         """Lattice points to take the free parameters from, and those that they mean with the fixed ones, both (n,)."""

@@ -1,0 +1,300 @@
+"""No infeasible proposal and no duplicate, whoever asks and however; the recommendation finds the band."""
+
+import copy
+import pickle
+import warnings
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import optuna
+import pytest
+from hypothesis import Phase as HypothesisPhase
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from optuna.samplers import PartialFixedSampler
+from optuna.trial import TrialState
+
+from moe_optuna import problems
+from moe_optuna.errors import InputError
+from moe_optuna.samplers import TriadSampler
+from moe_optuna.space import Phase, SearchSpace
+
+Objective = Callable[[optuna.Trial], float]
+
+
+def smooth(phase: Phase, noise: float = 0.0, fails: bool = False) -> Objective:
+    """A bowl over the unit coordinates; with `fails`, its left third fails."""
+
+    def objective(trial: optuna.Trial) -> float:
+        phase.suggest(trial)
+        index = phase.index(trial.params)
+        assert index is not None
+        unit = phase.unit[index]
+        if fails and unit[0] < 0.33:
+            raise MemoryError
+        random = np.random.default_rng(trial.number)
+        return float(3 + 0.3 * ((unit - 0.6) ** 2).sum() + noise * random.standard_normal())
+
+    return objective
+
+
+def assert_sound(study: optuna.Study, phase: Phase, *, exact: bool = True) -> None:
+    """Every trial proposed an architecture of the lattice, none twice, and the parameters are exactly its own."""
+    trials = [trial for trial in study.trials if trial.state != TrialState.WAITING]
+    assert not any("infeasible" in trial.user_attrs for trial in trials)
+    indices = [phase.index(trial.params) for trial in trials]
+    assert None not in indices
+    assert len(set(indices)) == len(indices)
+    if exact:
+        for index, trial in zip(indices, trials, strict=True):
+            assert index is not None
+            assert trial.params == phase.params(index)
+
+
+def test_serial(phase: Phase) -> None:
+    study = optuna.create_study(sampler=TriadSampler(phase, seed=0))
+    study.optimize(smooth(phase), n_trials=25)
+    assert_sound(study, phase)
+    assert all(type(value) in (int, float) for trial in study.trials for value in trial.params.values())
+
+
+def test_discrete_axes(phase_two: Phase) -> None:
+    study = optuna.create_study(sampler=TriadSampler(phase_two, seed=0))
+    study.optimize(smooth(phase_two), n_trials=min(20, len(phase_two.lattice)))
+    assert_sound(study, phase_two)
+
+
+def test_phase_zero(space: SearchSpace) -> None:
+    phase = space.phase_zero(space.budgets[0])
+    study = optuna.create_study(sampler=TriadSampler(phase, seed=0))
+    study.optimize(smooth(phase), n_trials=10)
+    assert_sound(study, phase)
+
+
+def test_threads(phase: Phase) -> None:
+    study = optuna.create_study(sampler=TriadSampler(phase, seed=0))
+    study.optimize(smooth(phase), n_trials=24, n_jobs=2)
+    assert len(study.trials) == 24
+    assert_sound(study, phase)
+
+
+def test_parallel_asks_spread(phase: Phase) -> None:
+    study = optuna.create_study(sampler=TriadSampler(phase, seed=0))
+    study.optimize(smooth(phase), n_trials=8)
+    asked = [study.ask(phase.distributions) for _ in range(8)]
+    assert_sound(study, phase)
+    units = np.array([phase.unit[phase.index(trial.params)] for trial in asked])
+    gaps = np.abs(units[:, None] - units[None]).max(-1)[np.triu_indices(8, 1)]
+    assert gaps.max() > 0.1  # a batch is no heap of neighbours
+
+
+def test_two_processes_that_choose_at_once(phase: Phase) -> None:
+    # Both samplers read the storage before either writes: the worst interleaving.
+    storage = optuna.storages.InMemoryStorage()
+    studies = [
+        optuna.create_study(
+            storage=storage, study_name="shared", load_if_exists=True, sampler=TriadSampler(phase, seed=3)
+        )
+        for _ in range(2)
+    ]
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(lambda study: study.optimize(smooth(phase), n_trials=12), studies))
+    assert len(studies[0].trials) == 24
+    assert_sound(studies[0], phase)
+
+
+def test_reload_continues_as_if_uninterrupted(phase: Phase, tmp_path) -> None:  # type: ignore[no-untyped-def]
+    def run(name: str, parts: list[int]) -> list[dict[str, float]]:
+        for n_trials in parts:
+            backend = optuna.storages.journal.JournalFileBackend(str(tmp_path / f"{name}.log"))
+            study = optuna.create_study(
+                storage=optuna.storages.JournalStorage(backend),
+                study_name="s",
+                load_if_exists=True,
+                sampler=TriadSampler(phase, seed=5),
+            )
+            study.optimize(smooth(phase, noise=0.003), n_trials=n_trials)
+        assert_sound(study, phase)
+        return [trial.params for trial in study.trials]
+
+    assert run("whole", [26]) == run("parts", [3, 9, 8, 6])
+
+
+def test_same_seed_same_proposals_other_seed_others(phase: Phase) -> None:
+    def params(seed: int) -> list[dict[str, float]]:
+        study = optuna.create_study(sampler=TriadSampler(phase, seed=seed))
+        study.optimize(smooth(phase, noise=0.01), n_trials=15)
+        return [trial.params for trial in study.trials]
+
+    assert params(0) == params(0)
+    assert params(0) != params(1)
+
+
+@settings(max_examples=10, deadline=None, phases=[HypothesisPhase.explicit, HypothesisPhase.generate], derandomize=True)
+@given(data=st.data())
+def test_enqueued_trials(phase: Phase, phase_two: Phase, data: st.DataObject) -> None:
+    chosen = data.draw(st.sampled_from([phase, phase_two]))
+    study = optuna.create_study(sampler=TriadSampler(chosen, seed=data.draw(st.integers(0, 9))))
+    for _ in range(data.draw(st.integers(1, 4))):
+        params = chosen.params(data.draw(st.integers(0, len(chosen.lattice) - 1)))
+        for name in data.draw(st.lists(st.sampled_from(sorted(params)), min_size=1, unique=True)):
+            if len(params) > 1:
+                del params[name]  # partly fixed: the sampler fills in the rest
+        if data.draw(st.booleans()):
+            axis = next(axis for axis in chosen.axes if axis.name in params)
+            if not axis.choices:  # a float that no architecture has exactly
+                params[axis.name] = float(axis.from_unit([data.draw(st.floats(0.25, 0.75))])[0])
+        study.enqueue_trial(params)
+        study.optimize(smooth(chosen), n_trials=data.draw(st.integers(1, 3)))
+    proposed: set[int | None] = set()
+    for trial in study.trials:
+        fixed = trial.system_attrs.get("fixed_params", {})
+        assert {name: trial.params[name] for name in fixed} == fixed
+        index = chosen.index(trial.params)
+        meant = {chosen.index({**chosen.params(i), **fixed}) for i in range(len(chosen.lattice))} - {None}
+        if not meant:  # what was enqueued means no architecture, whatever the rest
+            assert index is None
+        elif meant <= proposed:  # nothing new was left to propose
+            assert index in meant
+        else:
+            assert index in meant - proposed
+        proposed.add(index)
+
+
+def test_what_waits_in_the_queue_is_not_proposed(phase: Phase) -> None:
+    def proposal(queued: dict[str, float] | None) -> dict[str, float]:
+        study = optuna.create_study(sampler=TriadSampler(phase, seed=0))
+        trial = study.ask()  # from an empty queue; parameters are drawn when first asked for
+        if queued:
+            study.enqueue_trial(queued)
+        phase.suggest(trial)
+        return trial.params
+
+    first = proposal(None)
+    assert proposal(first) != first
+
+
+@pytest.mark.parametrize("which", [0, 1])
+def test_partial_fixed_sampler(phase: Phase, which: int) -> None:
+    fixed = {phase.axes[which].name: float(phase.axes[which].from_unit([0.5])[0])}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        sampler = PartialFixedSampler(fixed, TriadSampler(phase, seed=0))
+    study = optuna.create_study(sampler=sampler)
+    study.optimize(smooth(phase), n_trials=8)
+    assert all(trial.params[name] == value for trial in study.trials for name, value in fixed.items())
+    assert_sound(study, phase, exact=False)
+
+
+def test_hyperband_does_not_hide_other_brackets(phase: Phase) -> None:
+    pruner = optuna.pruners.HyperbandPruner(min_resource=1, max_resource=9)
+    study = optuna.create_study(sampler=TriadSampler(phase, seed=0), pruner=pruner)
+    study.optimize(smooth(phase), n_trials=20)
+    assert_sound(study, phase)
+
+
+def test_failed_architectures_are_remembered_and_their_neighbourhood_avoided(phase: Phase) -> None:
+    study = optuna.create_study(sampler=TriadSampler(phase, seed=0))
+    study.optimize(smooth(phase, fails=True), n_trials=30, catch=MemoryError)
+    assert_sound(study, phase)
+    failing = phase.unit[:, 0] < 0.33
+    failed = sum(trial.state == TrialState.FAIL for trial in study.trials)
+    assert 0 < failed <= 6  # a fifth of the trials; a surrogate that forgets failures spends half on them
+    recommended = study.sampler.recommend(study)  # type: ignore[attr-defined]
+    assert not failing[phase.lattice.index(recommended.architecture)]
+
+
+def test_pruned_trials_are_bounds(phase: Phase) -> None:
+    def objective(trial: optuna.Trial) -> float:
+        loss = smooth(phase)(trial)
+        for step in range(1, 5):
+            trial.report(loss + 0.1 / step, step)
+            if step == 2 and loss > 3.01 and trial.number > 3:
+                raise optuna.TrialPruned
+        return loss
+
+    study = optuna.create_study(sampler=TriadSampler(phase, seed=0))
+    study.optimize(objective, n_trials=25)
+    assert sum(trial.state == TrialState.PRUNED for trial in study.trials) > 3
+    assert_sound(study, phase)
+    sampler = study.sampler
+    assert isinstance(sampler, TriadSampler)
+    unit = phase.unit[phase.lattice.index(sampler.recommend(study).architecture)]
+    assert ((unit - 0.6) ** 2).sum() < ((phase.unit - 0.6) ** 2).sum(1).min() + 0.01
+
+
+def test_exhausted_lattice_stops_optimize_and_repeats_for_whoever_asks_on(space: SearchSpace) -> None:
+    phase = space.phase_zero(space.budgets[0])
+    size = len(phase.lattice)
+    study = optuna.create_study(sampler=TriadSampler(phase, seed=0))
+    study.optimize(smooth(phase), n_trials=size + 20)
+    assert len(study.trials) == size
+    assert_sound(study, phase)
+    again = study.ask(phase.distributions)
+    index = phase.index(again.params)
+    assert index is not None
+    assert again.params == phase.params(index)
+
+
+def test_recommendation_needs_a_finished_trial(phase: Phase) -> None:
+    sampler = TriadSampler(phase)
+    with pytest.raises(InputError, match="no finished trial"):
+        sampler.recommend(optuna.create_study(sampler=sampler))
+
+
+def test_recommendation_is_an_architecture_of_the_lattice_with_its_coordinates(phase: Phase) -> None:
+    sampler = TriadSampler(phase, seed=0)
+    study = optuna.create_study(sampler=sampler)
+    study.optimize(smooth(phase, noise=0.003), n_trials=12)
+    found = sampler.recommend(study)
+    index = phase.lattice.index(found.architecture)
+    assert found.coordinates == pytest.approx(phase.params(index))
+    assert found.interval[0] < found.loss < found.interval[1]
+    assert 0 < found.in_band <= 1
+
+
+@pytest.mark.parametrize("family", ["holistic", "leverage", "edge"])
+def test_recommendation_finds_the_band(family: str, space: SearchSpace, phase: Phase) -> None:
+    inside = 0
+    for seed in range(3):
+        problem = problems.make(family, space, variant=seed)
+        sampler = TriadSampler(phase, seed=seed)
+        study = optuna.create_study(sampler=sampler)
+        study.optimize(problem.objective(phase, seed=seed), n_trials=20)
+        inside += problem.in_band(sampler.recommend(study).architecture, phase)
+    assert inside == 3
+
+
+@pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
+def test_other_parameters_go_to_the_independent_sampler(phase: Phase) -> None:
+    sampler = TriadSampler(phase, independent_sampler=optuna.samplers.QMCSampler(seed=0), seed=0)
+    study = optuna.create_study(sampler=sampler)
+
+    def objective(trial: optuna.Trial) -> float:
+        return smooth(phase)(trial) + trial.suggest_int("warmup", 1, 3)
+
+    study.optimize(objective, n_trials=6)
+    assert {trial.params["warmup"] for trial in study.trials} <= {1, 2, 3}
+
+
+def test_an_axis_suggested_with_another_range_is_refused(phase: Phase) -> None:
+    study = optuna.create_study(sampler=TriadSampler(phase, seed=0))
+    trial = study.ask()
+    name = phase.axes[0].name
+    with pytest.raises(InputError, match="suggested with"):
+        trial.suggest_float(name, 1000, 1001, log=phase.axes[0].log)
+
+
+def test_copies_and_pickles(phase: Phase) -> None:
+    sampler = TriadSampler(phase, seed=0)
+    study = optuna.create_study(sampler=sampler)
+    study.optimize(smooth(phase), n_trials=9)
+    twin = pickle.loads(pickle.dumps(sampler))
+    assert twin.recommend(study) == sampler.recommend(study) == copy.deepcopy(sampler).recommend(study)
+
+
+def test_constructor_takes_keywords_only_and_does_nothing(phase: Phase) -> None:
+    with pytest.raises(TypeError):
+        TriadSampler(phase, 0)  # type: ignore[misc]
+    TriadSampler(phase, parents=[object()])  # type: ignore[list-item]  # looked at when first needed
