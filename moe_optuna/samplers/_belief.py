@@ -40,7 +40,7 @@ _GROWTH = 1.125
 @cache
 def _pools() -> ThreadpoolController:
     import scipy.linalg  # noqa: F401  # its own pool must be there to be seen
-    from threadpoolctl import ThreadpoolController  # type: ignore[import-untyped]
+    from threadpoolctl import ThreadpoolController
 
     return ThreadpoolController()
 
