@@ -25,17 +25,16 @@ class Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-def _as_tuple(value: Any) -> Any:
-    return (value,) if isinstance(value, int) and not isinstance(value, bool) else value
+def _distinct(value: Any) -> tuple[int, ...]:
+    values = (value,) if isinstance(value, int) else value
+    if not isinstance(values, (list, tuple)) or not all(type(each) is int for each in values):
+        raise ValueError(f"{value!r}, expected an integer or a list of integers")
+    if not values or len(set(values)) < len(values) or min(values) < 0:
+        raise ValueError(f"{value!r}, expected one or more distinct integers of at least 0")
+    return tuple(values)
 
 
-def _distinct(values: tuple[int, ...]) -> tuple[int, ...]:
-    if not values or len(set(values)) < len(values):
-        raise ValueError("expected one or more distinct integers")
-    return values
-
-
-Choices = Annotated[tuple[PositiveInt, ...], BeforeValidator(_as_tuple), Field(min_length=1)]
+Choices = Annotated[tuple[int, ...], BeforeValidator(_distinct)]
 """One value, or a list of them; the first is the one that phases 0 and 1 use."""
 
 
@@ -113,7 +112,7 @@ class Dimensions(Frozen):
     d_head: Choices
     n_experts: Choices
     top_k: Choices
-    n_shared_experts: Annotated[tuple[int, ...], BeforeValidator(_as_tuple), Field(min_length=1)] = (0,)
+    n_shared_experts: Choices = (0,)
     context_length: PositiveInt
     vocab_size: PositiveInt
     tied_embeddings: bool = False
@@ -122,9 +121,8 @@ class Dimensions(Frozen):
     @model_validator(mode="after")
     def _consistent(self) -> Dimensions:
         for name in CHOICES:
-            _distinct(getattr(self, name))
-        if min(self.n_shared_experts) < 0:
-            raise ValueError(f"n_shared_experts: {min(self.n_shared_experts)}, expected at least 0")
+            if name != "n_shared_experts" and min(getattr(self, name)) == 0:
+                raise ValueError(f"{name}: 0, expected at least 1")
         if self.n_moe_layers.low < 1:
             raise ValueError("n_moe_layers: low = 0, expected at least 1: without experts N = Na")
         if min(self.top_k) > max(self.n_experts):

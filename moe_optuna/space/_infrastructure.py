@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, PositiveInt, model_validator
 
 from moe_optuna.architecture import MoEArchitecture
 from moe_optuna.memory import Memory, Shape, all_to_all_bytes, training_memory
@@ -37,11 +37,11 @@ class Infrastructure(Frozen):
     tensor_parallel: PositiveInt = 1
     pipeline_stages: PositiveInt = 1
     data_parallel: PositiveInt = 1
-    memory_per_device: PositiveFloat | None = None
+    memory_per_device: float | None = Field(default=None, gt=0, allow_inf_nan=False)
     tokens_per_device: PositiveInt | None = None
     zero: Literal[0, 1, 2, 3] = 1
     recompute: bool = False
-    all_to_all_bytes: PositiveFloat | None = None
+    all_to_all_bytes: float | None = Field(default=None, gt=0, allow_inf_nan=False)
 
     @model_validator(mode="after")
     def _consistent(self) -> Infrastructure:

@@ -41,7 +41,7 @@ _ATTRIBUTES = (
 )  # fmt: skip
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Phase:
     """One search of a budget: axes, and the architectures that may be proposed, each at its exact coordinates.
 

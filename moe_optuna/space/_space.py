@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BeforeValidator, Field, NonNegativeInt, PositiveFloat, ValidationError, model_validator
+from pydantic import BeforeValidator, Field, NonNegativeInt, ValidationError, model_validator
 
 from moe_optuna.architecture import MoEArchitecture
 from moe_optuna.errors import InputError, did_you_mean
@@ -32,13 +32,14 @@ __all__ = ["AllocationLaw", "Axes", "Reference", "SearchPlan", "SearchSpace"]
 _FOLDERS = (Path(__file__).parents[1] / "search_spaces", Path(__file__).parents[2] / "search_spaces")
 _LEAST = {"allocation": 0.0, "compute_density": 6.0, "expansion_ratio": 1.0}
 
-Interval = tuple[PositiveFloat, PositiveFloat]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Interval = tuple[Positive, Positive]
 
 
 class AllocationLaw(Frozen):
     """``M = coefficient * C ** exponent``, in FLOPs per token."""
 
-    coefficient: PositiveFloat
+    coefficient: Positive
     exponent: float = Field(gt=0, lt=1)
 
     def flops_per_token(self, compute: float) -> float:
@@ -126,8 +127,8 @@ class SearchSpace(Frozen):
 
     format: Literal[1] = 1
     name: str = Field(min_length=1)
-    budgets: tuple[PositiveFloat, ...] = Field(min_length=1)
-    target: PositiveFloat
+    budgets: tuple[Positive, ...] = Field(min_length=1)
+    target: Positive
     allocation_law: AllocationLaw
     reference: Reference
     axes: Axes
@@ -163,6 +164,9 @@ class SearchSpace(Frozen):
                     f"(n_experts + shared) / (top_k + shared) = {limit:.4g}"
                 )
         return self
+
+    def __hash__(self) -> int:
+        return hash(self.to_toml())
 
     def __repr__(self) -> str:
         return describe(self)
@@ -289,22 +293,25 @@ class SearchSpace(Frozen):
         """The allocation of a budget: M around the law's, at these coordinates or the space's reference."""
         from moe_optuna.space._phase import phase_zero
 
-        reference = self.reference
+        density = self.reference.compute_density if compute_density is None else compute_density
         return phase_zero(
-            self, compute, compute_density or reference.compute_density, expansion_ratio or reference.expansion_ratio
+            self, compute, density, self.reference.expansion_ratio if expansion_ratio is None else expansion_ratio
         )
 
     def phase_one(self, compute: float, *, flops_per_token: float | None = None) -> Phase:
         """Compute density and expansion ratio at the proxy width, for an M or the allocation law's."""
         from moe_optuna.space._phase import phase_one
 
-        return phase_one(self, compute, flops_per_token or self.allocation(compute).flops_per_token)
+        law = self.allocation(compute).flops_per_token
+        return phase_one(self, compute, law if flops_per_token is None else flops_per_token)
 
     def phase_two(self, triad: Triad, *, compute: float | None = None) -> Phase:
         """Width and the other freed dimensions with the triad locked, at a compute or that whose M the triad has."""
         from moe_optuna.space._phase import phase_two
 
-        return phase_two(self, triad, compute or self.allocation_law.compute(triad.flops_per_token))
+        if compute is None:
+            compute = self.allocation_law.compute(triad.flops_per_token)
+        return phase_two(self, triad, self.allocation(compute).compute)
 
 
 def _replace(dimensions: Dimensions, step: Scale) -> Dimensions:
@@ -313,10 +320,12 @@ def _replace(dimensions: Dimensions, step: Scale) -> Dimensions:
 
 
 def _one_line(error: ValidationError) -> str:
-    """The first complaint of a validation, as key, value and what was expected."""
-    first = error.errors(include_url=False)[0]
+    """The first complaint of a validation, as key, value and what was expected; an unknown key before all, since a
+    misspelt one is missing as well."""
+    unknown = ("extra_forbidden", "unexpected_keyword_argument")
+    first = min(error.errors(include_url=False), key=lambda complaint: complaint["type"] not in unknown)
     path = [str(part) for part in first["loc"]]
-    if first["type"] == "extra_forbidden":
+    if first["type"] in unknown:
         known = _keys(SearchSpace, path[:-1])
         table = f" in [{'.'.join(path[:-1])}]" if path[:-1] else ""
         return f"unknown key {path[-1]!r}{table}{did_you_mean(path[-1], known)}"
