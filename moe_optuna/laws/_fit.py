@@ -305,11 +305,10 @@ def _bootstrap(
     """Optima ``(count, p)`` on resampled groups, each the best over the basins of the whole."""
     weights_BN = bootstrap_weights(labels, count, rng)
     basins = len(optima_SP)
-    found, value = minimise(
-        problem, np.repeat(optima_SP, count, axis=0), np.tile(weights_BN, (basins, 1)), delta, wide=0.02
-    )
+    starts_SP, weights_SN = np.repeat(optima_SP, count, axis=0), np.tile(weights_BN, (basins, 1))
+    found, value = minimise(problem, starts_SP, weights_SN, delta, wide=20 * delta)
     best_B = value.reshape(basins, count).argmin(0)
-    return np.asarray(found.reshape(basins, count, -1)[best_B, np.arange(count)])
+    return np.asarray(found.reshape(basins, count, optima_SP.shape[1])[best_B, np.arange(count)])
 
 
 def _noise(wanted: Form, table: Mapping[str, Array], residuals: Array, p: int) -> tuple[float, str]:

@@ -24,8 +24,8 @@ _WINDOW = 0.3
 
 
 _RIDGE = 1e-7
-_NARROW = 5.0
-"""Threshold at which constrained fits begin, over delta: they start next to their optimum."""
+_NARROW = 20.0
+"""Threshold at which constrained fits begin, over delta: wide enough to leave the kinks of absolute errors."""
 
 
 @dataclass(frozen=True)
@@ -142,7 +142,7 @@ def profile(
         starts[:, np.arange(len(live)), index[live]] = at_S
         found, value = minimise(
             walk.part(np.tile(live, 2)), starts.reshape(-1, p), np.ones((1, n)), delta,
-            wide=_NARROW * delta, free_SP=np.tile(free_SP[live], (2, 1)), steps=25,
+            wide=_NARROW * delta, free_SP=np.tile(free_SP[live], (2, 1)), steps=40,
         )  # fmt: skip
         value_S, which = value.reshape(2, -1).min(0), value.reshape(2, -1).argmin(0)
         found_SP = found.reshape(2, -1, p)[which, np.arange(len(live))]

@@ -168,15 +168,11 @@ class Form:
         return np.array([p.low for p in self.parameters]), np.array([p.high for p in self.parameters])
 
     def starts(self, count: int) -> Array:
-        """Starting points ``(count, p)`` in centred coordinates, evenly spread: a Kronecker sequence, no
-        randomness.
-        """
+        """Starting points ``(count, p)`` in centred coordinates: a Latin hypercube, always the same."""
         low, high = np.array([p.starts or (p.low, p.high) for p in self.parameters]).T
-        root = 2.0
-        for _ in range(64):  # the generalised golden ratio, x^(p+1) = x + 1
-            root = (1.0 + root) ** (1.0 / (len(low) + 1))
-        steps = root ** -np.arange(1.0, len(low) + 1)
-        return np.asarray(low + (high - low) * ((0.5 + np.arange(1, count + 1)[:, None] * steps) % 1.0))
+        rng = np.random.default_rng(0)
+        strata = np.stack([rng.permutation(count) for _ in low], axis=1)
+        return np.asarray(low + (high - low) * (strata + rng.random(strata.shape)) / count)
 
 
 def form(name: str) -> Form:

@@ -223,7 +223,7 @@ def _loss(
     )  # fmt: skip
 
 
-_DENSE_RANGE = {"total_params": (7e7, 1.6e10), "tokens": (2e8, 5e11)}
+_DENSE_RANGE = {"total_params": (5.7e7, 1.62e10), "tokens": (2.4e8, 5e11)}
 _BATCH = 8192.0
 
 _LAWS = (
