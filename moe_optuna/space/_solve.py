@@ -63,8 +63,9 @@ class Bands:
         def admits(numbers: Integers) -> NDArray[np.bool_]:
             return np.asarray(np.abs(numbers / targets - 1) - width <= 1e-12)
 
-        low = np.ceil(targets * (1 - width)).astype(np.int64)
-        high = np.floor(targets * (1 + width)).astype(np.int64)
+        # Within one of the edge; then the comparison itself, in floats as `Triad.admits` makes it, decides.
+        low = np.ceil(targets * (1 - width - 1e-12)).astype(np.int64)
+        high = np.floor(targets * (1 + width + 1e-12)).astype(np.int64)
         low = low - admits(low - 1) + ~admits(low)
         high = high + admits(high + 1) - ~admits(high)
         return cls(np.maximum(low, 1), high)

@@ -76,29 +76,30 @@ def some(values: list[int], most: int = 2) -> st.SearchStrategy[list[int]]:
     return st.lists(st.sampled_from(values), min_size=1, max_size=most, unique=True)
 
 
+def one_of(*values: Any) -> st.SearchStrategy[Any]:
+    return st.sampled_from(values)
+
+
+def widths(draw: st.DrawFn, *multiples: int) -> dict[str, int]:
+    low, high = draw(st.integers(1, 12)), draw(st.integers(24, 48))
+    return {"low": low, "high": high, "multiple": draw(one_of(*multiples))}
+
+
 @st.composite
 def problems(draw: st.DrawFn) -> tuple[SearchSpace, Triad]:
-    """A small space and a triad around one of its own points, or a little off it."""
-    low_layers = draw(st.integers(0, 1))
+    """A small space, and a triad of an architecture that may lie in it or a little off."""
     dense: dict[str, Any]
     if draw(st.booleans()):
-        dense = {
-            "ratio": draw(st.sampled_from([0.5, 1.0, 8 / 3, 3.0, 4.0])),
-            "multiple": draw(st.sampled_from([1, 8, 16])),
-        }
+        dense = {"ratio": draw(one_of(0.5, 1.0, 8 / 3, 3.0, 4.0)), "multiple": draw(one_of(1, 8, 16))}
     else:
-        dense = {
-            "low": draw(st.sampled_from([1, 8])),
-            "high": draw(st.sampled_from([16, 40])),
-            "multiple": draw(st.sampled_from([4, 8])),
-        }
-    experts = [6, *draw(st.lists(st.sampled_from([2, 4, 8]), max_size=1))]
+        dense = {"low": draw(one_of(1, 8)), "high": draw(one_of(16, 40)), "multiple": draw(one_of(4, 8))}
+    experts = [6, *draw(st.lists(one_of(2, 4, 8), max_size=1))]
     dimensions = {
-        "d_model": {"low": draw(st.integers(1, 12)), "high": draw(st.integers(24, 48)), "multiple": draw(st.sampled_from([1, 4, 8]))},
-        "d_expert": {"low": draw(st.integers(1, 12)), "high": draw(st.integers(24, 48)), "multiple": draw(st.sampled_from([1, 2, 8]))},
+        "d_model": widths(draw, 1, 4, 8),
+        "d_expert": widths(draw, 1, 2, 8),
         "d_dense": dense,
         "n_layers": {"low": 1, "high": draw(st.integers(3, 7))},
-        "n_dense_layers": {"low": low_layers, "high": draw(st.integers(1, 3))},
+        "n_dense_layers": {"low": draw(st.integers(0, 1)), "high": draw(st.integers(1, 3))},
         "n_moe_layers": {"low": draw(st.integers(1, 2)), "high": draw(st.integers(2, 4))},
         "n_heads": draw(some([1, 2, 4])),
         "queries_per_kv_head": 1 if draw(st.booleans()) else [1, 2],
@@ -106,9 +107,9 @@ def problems(draw: st.DrawFn) -> tuple[SearchSpace, Triad]:
         "n_experts": experts,
         "top_k": draw(some([1, 2], 2)),
         "n_shared_experts": draw(some([0, 1, 2])),
-        "context_length": draw(st.sampled_from([16, 128])),
+        "context_length": draw(one_of(16, 128)),
         "vocab_size": 64,
-    }  # fmt: skip
+    }
     shared, active = dimensions["n_shared_experts"][0], dimensions["top_k"][0]
     space = SearchSpace.from_dict(
         {
@@ -118,13 +119,13 @@ def problems(draw: st.DrawFn) -> tuple[SearchSpace, Triad]:
             "target": 1e10,
             "allocation_law": {"coefficient": 1.0, "exponent": 0.5},
             "reference": {"compute_density": 9.0, "expansion_ratio": 1.5},
-            "axes": {"compute_density": [7.0, 12.0], "expansion_ratio": [1.0001, (experts[0] + shared) / (active + shared)]},
+            "axes": {"compute_density": [7, 12], "expansion_ratio": [1.01, (experts[0] + shared) / (active + shared)]},
             "dimensions": dimensions,
             "infrastructure": {
-                "width_multiple": draw(st.sampled_from([1, 1, 4])),
-                "expert_parallel": draw(st.sampled_from([1, 1, 2])),
-                "tensor_parallel": draw(st.sampled_from([1, 1, 2])),
-                "pipeline_stages": draw(st.sampled_from([1, 1, 2])),
+                "width_multiple": draw(one_of(1, 1, 4)),
+                "expert_parallel": draw(one_of(1, 1, 2)),
+                "tensor_parallel": draw(one_of(1, 1, 2)),
+                "pipeline_stages": draw(one_of(1, 1, 2)),
             },
         }
     )  # fmt: skip
@@ -133,11 +134,12 @@ def problems(draw: st.DrawFn) -> tuple[SearchSpace, Triad]:
     point = MoEArchitecture(
         d_model=draw(st.integers(8, 40)), n_dense_layers=draw(st.integers(0, 3)), n_moe_layers=draw(st.integers(1, 3)),
         n_heads=heads, n_kv_heads=heads, d_head=draw(st.sampled_from(d.d_head)), d_dense=draw(st.integers(8, 60)),
-        d_expert=draw(st.integers(8, 40)), n_experts=draw(st.sampled_from(d.n_experts)), top_k=draw(st.sampled_from(d.top_k)),
+        d_expert=draw(st.integers(8, 40)), n_experts=draw(st.sampled_from(d.n_experts)),
+        top_k=draw(st.sampled_from(d.top_k)),
         n_shared_experts=draw(st.sampled_from(d.n_shared_experts)), context_length=d.context_length, vocab_size=64,
     )  # fmt: skip
     counts = point.non_embedding
-    tolerances = Tolerances(*(draw(st.sampled_from([0.003, 0.05, 0.15])) for _ in range(3)))
+    tolerances = Tolerances(*(draw(one_of(0.003, 0.05, 0.15)) for _ in range(3)))
     return space, Triad(counts.flops_per_token, counts.active_params, counts.total_params, tolerances)
 
 

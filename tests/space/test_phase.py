@@ -1,0 +1,152 @@
+"""Phases: one architecture a coordinate, all inside their triads, the same axes at every budget."""
+
+import numpy as np
+import optuna
+import pytest
+
+from moe_optuna.space import Phase, SearchSpace
+
+optuna.logging.set_verbosity(optuna.logging.WARNING)
+
+
+def phases(space: SearchSpace, compute: float) -> list[Phase]:
+    triad = space.triad(space.allocation(compute).flops_per_token, *coordinates(space))
+    return [space.phase_zero(compute), space.phase_one(compute), space.phase_two(triad, compute=compute)]
+
+
+def coordinates(space: SearchSpace) -> tuple[float, float]:
+    return space.reference.compute_density, space.reference.expansion_ratio
+
+
+ALL = [
+    pytest.param(phase, id=f"{name}-{phase.compute:.3g}-{phase.name}")
+    for name in ("cpu", "lab", "holistic")
+    for compute in SearchSpace.load(name).budgets[::2]
+    for phase in phases(SearchSpace.load(name), compute)
+]
+
+
+@pytest.mark.parametrize("phase", ALL)
+def test_every_architecture_has_its_own_coordinates_and_meets_its_triad(phase: Phase) -> None:
+    size = len(phase.lattice)
+    assert phase.coordinates.shape == phase.unit.shape == (size, len(phase.axes))
+    assert ((phase.unit >= 0) & (phase.unit <= 1)).all()
+    assert len(np.unique(phase.coordinates, axis=0)) == size
+    assert len(set(phase.lattice)) == size
+    for index, architecture in enumerate(phase.lattice):
+        params = phase.params(index)
+        assert phase.index(params) == index
+        assert all(
+            phase.distributions[name]._contains(phase.distributions[name].to_internal_repr(value))
+            for name, value in params.items()
+        )
+        assert all(type(value) in (int, float) for value in params.values())
+        triad = phase.triad_of(index)
+        assert triad.admits(architecture)
+        assert phase.space.violations(architecture, triad) == {}
+        tokens = phase.tokens(architecture)
+        assert tokens * architecture.non_embedding.flops_per_token == pytest.approx(phase.compute, rel=1e-3)
+
+
+@pytest.mark.parametrize("phase", [p for p in ALL if p.values[0].number == 1])  # type: ignore[attr-defined]
+def test_phase_one_coordinates_are_the_architectures_own(phase: Phase) -> None:
+    for index, architecture in enumerate(phase.lattice):
+        assert phase.coordinates[index].tolist() == [architecture.compute_density, architecture.expansion_ratio]
+    assert len(phase.lattice) >= 30
+
+
+@pytest.mark.parametrize("name", ["cpu", "lab", "holistic"])
+def test_distributions_are_the_same_at_every_budget(name: str) -> None:
+    space = SearchSpace.load(name)
+    for each in zip(*(phases(space, compute) for compute in space.budgets), strict=True):
+        assert all(phase.distributions == each[0].distributions for phase in each)
+        assert all(phase.axes == each[0].axes for phase in each)
+
+
+def test_construction_does_not_change_from_one_time_to_the_next() -> None:
+    for one, two in zip(*(phases(SearchSpace.load("cpu"), 5e10) for _ in range(2)), strict=True):
+        assert list(one.lattice) == list(two.lattice)
+        assert (one.coordinates == two.coordinates).all()
+
+
+@pytest.mark.parametrize("number", [0, 1, 2])
+def test_suggest_under_a_foreign_sampler_meets_the_triad_or_prunes_with_a_reason(number: int) -> None:
+    phase = phases(SearchSpace.load("cpu"), 4.5e11)[number]
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+
+    def objective(trial: optuna.Trial) -> float:
+        architecture = phase.suggest(trial)
+        assert phase.triad_of(architecture).admits(architecture)
+        return float(architecture.d_model)
+
+    study.optimize(objective, n_trials=60)
+    states = {state: [t for t in study.trials if t.state == state] for state in optuna.trial.TrialState}
+    assert len(states[optuna.trial.TrialState.COMPLETE]) > 10
+    for trial in states[optuna.trial.TrialState.COMPLETE]:
+        assert len(trial.user_attrs) <= 13
+        assert trial.user_attrs["d_model"] == trial.value
+    for trial in states[optuna.trial.TrialState.PRUNED]:
+        assert "no architecture at" in trial.user_attrs["infeasible"]
+        assert "nearest feasible: " in trial.user_attrs["infeasible"]
+    assert not states[optuna.trial.TrialState.FAIL]
+
+
+def test_an_enqueued_point_means_its_architecture() -> None:
+    phase = phases(SearchSpace.load("cpu"), 5e10)[1]
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+    wanted = [3, 0, len(phase.lattice) - 1]
+    for index in wanted:
+        study.enqueue_trial(phase.params(index))
+    study.optimize(lambda trial: float(phase.lattice.index(phase.suggest(trial))), n_trials=3)
+    assert [trial.value for trial in study.trials] == wanted
+
+
+def test_index_takes_the_nearest_and_none_where_nothing_is_near() -> None:
+    phase = phases(SearchSpace.load("cpu"), 4.5e11)[2]
+    index = len(phase.lattice) // 2
+    params = phase.params(index)
+    assert phase.index(params | {"width": params["width"] + 1e-7}) == index
+    assert phase.index(params | {"n_experts": 7}) is None
+    assert phase.index(params | {"width": 1.5}) is None
+    assert "expected 0 to 1" in phase.why_not(params | {"width": 1.5})
+    combination = params | {"n_experts": 8, "top_k": 4}
+    assert phase.index(combination) is None
+    assert "expansion_ratio is 3, and these experts reach at most" in phase.why_not(combination)
+    assert phase.explain(combination).count == 0
+
+
+def test_phase_one_stands_at_the_median_of_the_feasible_widths() -> None:
+    """Half way between the d_model that one MoE layer and that no dense layer ask for: the closed form of the paper's
+    setting, 3 d_dense = 9 d_model, with 8 + 1 of 288 experts. Below some five layers only a few widths are feasible."""
+    phase = phases(SearchSpace.load("holistic"), 1e19)[1]
+    off: list[float] = []
+    for index, architecture in enumerate(phase.lattice):
+        triad = phase.triad_of(index)
+        layers = (triad.flops_per_token - 6 * triad.active_params) / (6 * 8192 * 512)
+        if layers < 5:
+            continue
+        rest = triad.active_params - 27 * (triad.total_params - triad.active_params) / 840
+        attention = 2 * 64 * (8 + 4) * layers
+        widest = rest / attention
+        dense = 9 * max(layers - 1, 0)
+        narrowest = 2 * rest / (attention + (attention**2 + 4 * dense * rest) ** 0.5)
+        off.append(architecture.d_model - (narrowest + widest) / 2)
+    assert len(off) > 100
+    assert np.quantile(np.abs(off), 0.75) <= 4  # half of the multiple
+    assert np.max(np.abs(off)) <= 150
+
+
+def test_phase_two_width_runs_from_one_moe_layer_to_no_dense_layer() -> None:
+    phase = phases(SearchSpace.load("holistic"), 1e20)[2]
+    order = np.argsort(phase.coordinates[:, 0])
+    moe_share = (
+        phase.lattice.arrays["n_moe_layers"]
+        / (phase.lattice.arrays["n_dense_layers"] + phase.lattice.arrays["n_moe_layers"])
+    )[order]
+    assert (np.diff(phase.lattice.arrays["d_model"][order]) > 0).all()
+    assert moe_share[0] < 0.2
+    assert moe_share[-1] == 1.0
+
+
+def test_study_name() -> None:
+    assert phases(SearchSpace.load("cpu"), 5e10)[1].study_name("mine") == "mine/5e+10/phase-1"
