@@ -12,6 +12,7 @@ from torch import Tensor
 
 from moe_optuna.training._recipe import Recipe
 from moe_optuna.training.model import MoELanguageModel
+from moe_optuna.training.optimizer import FlatAdamW
 from moe_optuna.training.parameters import parameter_groups
 from moe_optuna.training.rules import Hyperparameters
 
@@ -35,8 +36,7 @@ class LanguageModelling(pl.LightningModule):
         self._optimizer_state: dict[str, Any] | None = None
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        groups = parameter_groups(self.model, self.hyper)
-        optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.95), eps=1e-8, fused=True)
+        optimizer = FlatAdamW(parameter_groups(self.model, self.hyper))
         if self._optimizer_state is not None:
             optimizer.load_state_dict(self._optimizer_state)
         return optimizer

@@ -5,29 +5,24 @@ Shapes: B sequences, S context, T = B S tokens, D model width, H query heads, G 
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from moe_optuna.architecture import MoEArchitecture
 from moe_optuna.parts import GroupedQueryAttention
-from moe_optuna.training.kernels import rms_norm
+from moe_optuna.training.kernels import norm_rotate, rms_norm, rotate
 
-__all__ = ["Attention", "rotary_table", "rotate"]
+__all__ = ["Attention", "rotary_table"]
 
 
-def rotary_table(context_length: int, d_head: int, base: float = 10_000.0) -> Tensor:
-    """``exp(i t base^(-2 j / d_head))`` for position t and pair j: complex, (S, C/2) (arXiv:2104.09864)."""
+def rotary_table(context_length: int, n_heads: int, d_head: int, base: float = 10_000.0) -> Tensor:
+    """``exp(i t base^(-2 j / C))`` for position t and pair j, repeated for each head: complex, (S, H C/2)."""
     frequency = base ** (-torch.arange(0, d_head, 2, dtype=torch.float64) / d_head)
     angle = torch.outer(torch.arange(context_length, dtype=torch.float64), frequency)
-    return torch.polar(torch.ones_like(angle), angle).to(torch.complex64)
-
-
-def rotate(x_BSHC: Tensor, table: Tensor) -> Tensor:
-    """Turn each pair of features by its position's angle; one complex product is faster than four real ones."""
-    x = x_BSHC.float() if x_BSHC.dtype in (torch.bfloat16, torch.float16) else x_BSHC
-    turned = torch.view_as_complex(x.unflatten(-1, (-1, 2))) * table[: x.shape[1], None].to(x.dtype.to_complex())
-    return torch.view_as_real(turned).flatten(-2).to(x_BSHC.dtype)
+    return torch.polar(torch.ones_like(angle), angle).to(torch.complex64).repeat(1, n_heads)
 
 
 class Attention(nn.Module):
@@ -37,38 +32,39 @@ class Attention(nn.Module):
         super().__init__()
         self.shape = (a.n_heads, a.n_kv_heads, a.d_head)
         self.window = kind.window if kind.window is not None and kind.window < a.context_length else None
-        self.per_head_norm = kind.norm_over == "head"
+        self.norm_over = kind.norm_over if a.qk_norm else None
         query, key = a.n_heads * a.d_head, a.n_kv_heads * a.d_head
         self.qkv = nn.Linear(a.d_model, query + 2 * key, bias=kind.qkv_bias)
         self.output = nn.Linear(query, a.d_model, bias=kind.output_bias)
-        self.query_gain = self.key_gain = None
-        if a.qk_norm:
-            self.query_gain = nn.Parameter(torch.ones(a.d_head if self.per_head_norm else query))
-            self.key_gain = nn.Parameter(torch.ones(a.d_head if self.per_head_norm else key))
+        if self.norm_over is not None:
+            self.query_gain = nn.Parameter(torch.ones(a.d_head if self.norm_over == "head" else query))
+            self.key_gain = nn.Parameter(torch.ones(a.d_head if self.norm_over == "head" else key))
 
     def forward(self, x_TD: Tensor, n_sequences: int, table: Tensor) -> Tensor:
         H, G, C = self.shape
-        qkv = self.qkv(x_TD)
-        qk, v = qkv.split(((H + G) * C, G * C), dim=-1)
-        q, k = self._normed(qk)
-        S = x_TD.shape[0] // n_sequences
-        qk_BSHC = rotate(torch.cat([q, k], -1).view(n_sequences, S, H + G, C), table)
-        q, k = qk_BSHC.transpose(1, 2).split((H, G), dim=1)
+        qk, v = self.qkv(x_TD).split_with_sizes(((H + G) * C, G * C), dim=-1)
+        S = len(x_TD) // n_sequences
+        qk_BSHC = self._normed_and_rotated(qk, table[:S]).view(n_sequences, S, H + G, C)
+        q, k = qk_BSHC.transpose(1, 2).split_with_sizes((H, G), dim=1)
         v = v.view(n_sequences, S, G, C).transpose(1, 2)
-        mask = None
-        if self.window is not None:
-            position = torch.arange(S, device=x_TD.device)
-            distance = position[:, None] - position
-            mask = (distance >= 0) & (distance < self.window)
+        mask = None if self.window is None else _window_mask(S, self.window, x_TD.device)
         y_BHSC = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None, enable_gqa=H != G)
-        return self.output(y_BHSC.transpose(1, 2).reshape(-1, H * C))
+        return cast(Tensor, self.output(y_BHSC.transpose(1, 2).reshape(-1, H * C)))
 
-    def _normed(self, qk: Tensor) -> tuple[Tensor, Tensor]:
+    def _normed_and_rotated(self, qk: Tensor, table: Tensor) -> Tensor:
+        """Queries and keys together: (T, (H + G) C) -> (T, H + G, C)."""
         H, G, C = self.shape
-        q, k = qk.split((H * C, G * C), dim=-1)
-        if self.query_gain is None or self.key_gain is None:
-            return q, k
-        if self.per_head_norm:
-            q, k = q.reshape(-1, H, C), k.reshape(-1, G, C)
-        q, k = rms_norm(q, self.query_gain), rms_norm(k, self.key_gain)
-        return q.flatten(1), k.flatten(1)
+        if self.norm_over == "head":
+            gain_HC = torch.cat([self.query_gain.expand(H, C), self.key_gain.expand(G, C)])
+            return norm_rotate(qk.reshape(-1, H + G, C), gain_HC, table)
+        if self.norm_over == "width":
+            q, k = (part.contiguous() for part in qk.split_with_sizes((H * C, G * C), dim=-1))
+            qk = torch.cat([rms_norm(q, self.query_gain), rms_norm(k, self.key_gain)], dim=-1)
+        return rotate(qk.reshape(-1, H + G, C), table)
+
+
+def _window_mask(S: int, window: int, device: torch.device) -> Tensor:
+    """Which keys a query sees: itself and the ``window - 1`` before it; (S, S)."""
+    position = torch.arange(S, device=device)
+    distance = position[:, None] - position
+    return (distance >= 0) & (distance < window)

@@ -97,7 +97,6 @@ def train(
             precision=_precision(recipe.precision, accelerator),
             max_steps=hyper.steps - module.step,
             accumulate_grad_batches=micro_batches,
-            gradient_clip_val=1.0,
             callbacks=[grid],
             logger=False,
             enable_checkpointing=False,

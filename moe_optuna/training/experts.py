@@ -9,6 +9,7 @@ Shapes: T tokens, D model width, E experts, F expert width, K experts a token, R
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 from moe_optuna.training.kernels import collect, dispatch, swiglu
 from moe_optuna.training.router import Routing
 
-__all__ = ["Experts", "Places", "grouped_linear", "product_path", "sort_by_expert"]
+__all__ = ["Experts", "Places", "grouped_linear", "grouped_outer", "product_path", "sort_by_expert"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +48,7 @@ def sort_by_expert(expert_TK: Tensor, count_E: Tensor) -> Places:
 
 
 def product_path(x: Tensor, weight: Tensor) -> str:
-    """Which path `grouped_linear` takes: ``"grouped_mm"`` (one kernel) or ``"loop"`` (a product an expert).
+    """Which path the grouped products take: ``"grouped_mm"`` (one kernel) or ``"loop"`` (a product an expert).
 
     The kernel wants float32, bfloat16 or float16, strides that are multiples of 16 bytes, and on CUDA bfloat16.
     """
@@ -57,15 +58,26 @@ def product_path(x: Tensor, weight: Tensor) -> str:
     return "grouped_mm" if aligned and x.dtype in dtypes and not x.is_meta else "loop"
 
 
-def grouped_linear(x_RI: Tensor, weight_EOI: Tensor, end_E: Tensor) -> Tensor:
-    """``x_RI[rows of e] @ weight_EOI[e].T`` for every expert e: (R, I), (E, O, I) -> (R, O)."""
-    if product_path(x_RI, weight_EOI) == "grouped_mm":
-        return F.grouped_mm(x_RI, weight_EOI.transpose(-2, -1), offs=end_E)
+def grouped_linear(x_RI: Tensor, weight_EIO: Tensor, end_E: Tensor) -> Tensor:
+    """``x_RI[rows of e] @ weight_EIO[e]`` for every expert e: (R, I), (E, I, O) -> (R, O)."""
+    if product_path(x_RI, weight_EIO) == "grouped_mm":
+        return F.grouped_mm(x_RI, weight_EIO, offs=end_E)
+    # unbind, not indexing: the backward of w[e] would build a gradient of the whole stack for every expert.
+    return torch.cat([x @ w for x, w in zip(_rows(x_RI, end_E), weight_EIO.unbind(0), strict=True)])
+
+
+def grouped_outer(y_RO: Tensor, x_RI: Tensor, end_E: Tensor) -> Tensor:
+    """``y_RO[rows of e].T @ x_RI[rows of e]``, the gradient of the weights (E, O, I)."""
+    if product_path(x_RI, torch.empty(0, y_RO.shape[1], x_RI.shape[1])) == "grouped_mm":
+        return F.grouped_mm(y_RO.t(), x_RI, offs=end_E)
+    return torch.stack([y.t() @ x for y, x in zip(_rows(y_RO, end_E), _rows(x_RI, end_E), strict=True)])
+
+
+def _rows(x_RI: Tensor, end_E: Tensor) -> tuple[Tensor, ...]:
+    """Each expert's rows."""
     ends = end_E.tolist()
     sizes = [end - start for start, end in zip([0, *ends], ends, strict=False)]
-    # unbind, not indexing: the backward of w[e] would build a gradient of the whole stack for every expert.
-    parts = zip(x_RI.split(sizes), weight_EOI.unbind(0), strict=True)
-    return torch.cat([x @ w.t() for x, w in parts])
+    return cast(tuple[Tensor, ...], x_RI.split_with_sizes(sizes))
 
 
 class Experts(nn.Module):
@@ -78,11 +90,11 @@ class Experts(nn.Module):
 
     def forward(self, x_TD: Tensor, routing: Routing) -> Tensor:
         places = sort_by_expert(routing.expert_TK, routing.count_E)
-        gate_up, down = self.gate_up_EGD, self.down_EDF
+        gate_up_EDG, down_EFD = self.gate_up_EGD.transpose(-2, -1), self.down_EDF.transpose(-2, -1)
         if torch.is_autocast_enabled(x_TD.device.type):  # autocast does not reach the grouped product
             dtype = torch.get_autocast_dtype(x_TD.device.type)
-            x_TD, gate_up, down = x_TD.to(dtype), gate_up.to(dtype), down.to(dtype)
+            x_TD, gate_up_EDG, down_EFD = x_TD.to(dtype), gate_up_EDG.to(dtype), down_EFD.to(dtype)
         x_RD = dispatch(x_TD, places.token_R, places.place_TK)
         weight_R1 = dispatch(routing.weight_TK.reshape(-1, 1), places.visit_R, places.place_TK.view(-1, 1))
-        hidden_RF = swiglu(grouped_linear(x_RD, gate_up, places.end_E), weight_R1.to(x_RD.dtype))
-        return collect(grouped_linear(hidden_RF, down, places.end_E), places.token_R, places.place_TK)
+        hidden_RF = swiglu(grouped_linear(x_RD, gate_up_EDG, places.end_E)) * weight_R1.to(x_RD.dtype)
+        return collect(grouped_linear(hidden_RF, down_EFD, places.end_E), places.token_R, places.place_TK)

@@ -1,75 +1,208 @@
-"""Operations with a backward pass of their own, where autograd's composition reads memory more often than it must.
+"""The small operations of the model, each as a pair of plain functions: forward, and backward written out.
 
-Each is a plain function on tensors, right on any device and in float64 (`torch.autograd.gradcheck`).
+At the sizes of a search on CPUs a step is some hundred small operations, each bound by memory or by its own call.
+Writing the backward passes out halves their number; `moe_optuna.training.sublayers` chains the pairs, and the functions
+without an underscore wrap one pair each for autograd. All are right on any device and in float64 (gradcheck).
 
-Shapes: T tokens, D features, R rows (token and expert pairs, sorted by expert), K experts a token, F hidden features.
+Shapes: T tokens, D features, H heads, C features of a head, S context, R rows (visits of a token to an expert,
+sorted by expert), K experts a token, F hidden features.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import Function
 
-__all__ = ["collect", "dispatch", "rms_norm", "swiglu"]
+__all__ = [
+    "EPS",
+    "apply",
+    "collect",
+    "dispatch",
+    "norm_rotate",
+    "norm_rotate_backward",
+    "norm_rotate_forward",
+    "rms_norm",
+    "rms_norm_backward",
+    "rms_norm_forward",
+    "rotate",
+    "sum_rows",
+    "swiglu",
+    "swiglu_backward",
+    "swiglu_forward",
+    "turn",
+]
+
+EPS = 1e-6
+Saved = tuple[Tensor, ...]
+
+
+def apply(function: type[Function], *arguments: Any) -> Any:
+    """``function.apply``, which torch does not type."""
+    return function.apply(*arguments)  # type: ignore[no-untyped-call]
+
+
+def _inverse_rms(x: Tensor) -> Tensor:
+    """``1 / sqrt(mean(x^2) + eps)`` over the last dimension, which is kept."""
+    norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+    return norm.square_().mul_(1 / x.shape[-1]).add_(EPS).rsqrt_()
+
+
+# ---------------------------------------------------------------------------------------------------- norm
+
+
+def rms_norm_forward(x_TD: Tensor, gain_D: Tensor) -> tuple[Tensor, Saved]:
+    """``x / sqrt(mean(x^2) + eps) * gain`` (arXiv:1910.07467)."""
+    scale_T1 = _inverse_rms(x_TD)
+    return (x_TD * scale_T1).mul_(gain_D), (x_TD, scale_T1, gain_D)
+
+
+def rms_norm_backward(saved: Saved, grad_TD: Tensor) -> tuple[Tensor, Tensor]:
+    """Gradients of x and of the gain."""
+    x_TD, scale_T1, gain_D = saved
+    # LayerNorm's fused kernel, told that the mean is 0, gives RMSNorm's gradient less the mean of (grad gain scale).
+    grad_x_TD, grad_gain_D, _ = torch.ops.aten.native_layer_norm_backward(
+        grad_TD, x_TD, gain_D.shape, torch.zeros_like(scale_T1), scale_T1, gain_D, None, [True, True, False]
+    )
+    mean_T1 = torch.mv(grad_TD, gain_D).unsqueeze_(-1).mul_(scale_T1).mul_(1 / len(gain_D))
+    return grad_x_TD.add_(mean_T1), grad_gain_D
 
 
 class _RMSNorm(Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, gain: Tensor, eps: float) -> Tensor:
-        scale = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
-        scale.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
-        normed = x * scale
-        ctx.save_for_backward(normed, scale, gain)
-        return normed * gain
+    def forward(ctx: Any, x_TD: Tensor, gain_D: Tensor) -> Tensor:
+        y_TD, saved = rms_norm_forward(x_TD, gain_D)
+        ctx.save_for_backward(*saved)
+        return y_TD
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
-        normed, scale, gain = ctx.saved_tensors
-        product = grad * normed
-        grad_gain = product.reshape(-1, *gain.shape).sum(0)
-        # d/dx of x / rms(x): take away the part along x, then scale.
-        along = (product * gain).sum(-1, keepdim=True).div_(normed.shape[-1])
-        return (grad * gain).sub_(normed * along).mul_(scale), grad_gain, None
+    def backward(ctx: Any, grad_TD: Tensor) -> tuple[Tensor, Tensor]:
+        return rms_norm_backward(ctx.saved_tensors, grad_TD)
 
 
-def rms_norm(x: Tensor, gain: Tensor, eps: float = 1e-6) -> Tensor:
-    """``x / sqrt(mean(x^2) + eps) * gain`` over the last dimension (arXiv:1910.07467); `gain` has the shape of the
-    last dimensions of `x`."""
-    if x.device.type == "cuda" and gain.ndim == 1:
-        return F.rms_norm(x, gain.shape, gain, eps)
-    return _RMSNorm.apply(x, gain, eps)
+def rms_norm(x_TD: Tensor, gain_D: Tensor) -> Tensor:
+    """`rms_norm_forward` for autograd; torch's own where that is one kernel."""
+    if x_TD.device.type != "cpu":
+        return F.rms_norm(x_TD, gain_D.shape, gain_D.to(x_TD.dtype), EPS)
+    return cast(Tensor, apply(_RMSNorm, x_TD, gain_D))
+
+
+# -------------------------------------------------------------------------------------- rotary positions
+
+
+def turn(x_THC: Tensor, table: Tensor) -> Tensor:
+    """Rotary positions (arXiv:2104.09864): pairs of features as complex numbers, each times ``exp(i angle)``.
+
+    Args:
+        x_THC: Queries or keys of whole sequences, contiguous.
+        table: The factor of each position and pair, the same for each head: complex, (S, H C/2).
+    """
+    turned = torch.view_as_complex(x_THC.view(-1, *table.shape, 2)) * table
+    return torch.view_as_real(turned).view(x_THC.shape)
+
+
+class _Rotate(Function):
+    @staticmethod
+    def forward(ctx: Any, x_THC: Tensor, table: Tensor) -> Tensor:
+        ctx.save_for_backward(table)
+        return turn(x_THC, table)
+
+    @staticmethod
+    def backward(ctx: Any, grad_THC: Tensor) -> tuple[Tensor, None]:
+        (table,) = ctx.saved_tensors
+        return turn(grad_THC.contiguous(), table.conj()), None
+
+
+def rotate(x_THC: Tensor, table: Tensor) -> Tensor:
+    """`turn` for autograd: its backward turns back."""
+    return cast(Tensor, apply(_Rotate, x_THC, table))
+
+
+def norm_rotate_forward(x_THC: Tensor, gain_HC: Tensor, table: Tensor) -> tuple[Tensor, Saved]:
+    """RMSNorm of each head's features, with gains, and then `turn`; `x_THC` may be a strided view."""
+    scale_TH1 = _inverse_rms(x_THC)
+    normed_THC = x_THC * scale_TH1
+    return turn(normed_THC * gain_HC, table), (normed_THC, scale_TH1, gain_HC, table)
+
+
+def norm_rotate_backward(saved: Saved, grad_THC: Tensor) -> tuple[Tensor, Tensor]:
+    """Gradients of x and of the gains, of a contiguous gradient."""
+    normed_THC, scale_TH1, gain_HC, table = saved
+    grad_THC = turn(grad_THC, table.conj())
+    product_THC = grad_THC * normed_THC
+    grad_gain_HC = product_THC.sum(0)
+    along_TH1 = product_THC.mul_(gain_HC).mean(-1, keepdim=True)
+    along_THC = torch.mul(normed_THC, along_TH1, out=product_THC)
+    return grad_THC.mul_(gain_HC).sub_(along_THC).mul_(scale_TH1), grad_gain_HC
+
+
+class _NormRotate(Function):
+    @staticmethod
+    def forward(ctx: Any, x_THC: Tensor, gain_HC: Tensor, table: Tensor) -> Tensor:
+        y_THC, saved = norm_rotate_forward(x_THC, gain_HC, table)
+        ctx.save_for_backward(*saved)
+        return y_THC
+
+    @staticmethod
+    def backward(ctx: Any, grad_THC: Tensor) -> tuple[Tensor, Tensor, None]:
+        return *norm_rotate_backward(ctx.saved_tensors, grad_THC.contiguous()), None
+
+
+def norm_rotate(x_THC: Tensor, gain_HC: Tensor, table: Tensor) -> Tensor:
+    """`norm_rotate_forward` for autograd."""
+    return cast(Tensor, apply(_NormRotate, x_THC, gain_HC, table))
+
+
+# -------------------------------------------------------------------------------------------------- SwiGLU
+
+
+def swiglu_forward(gate_up: Tensor) -> tuple[Tensor, Saved]:
+    """``silu(gate) * up``: (..., 2F) -> (..., F) (arXiv:2002.05202)."""
+    gate, up = gate_up.chunk(2, dim=-1)
+    sigmoid = gate.sigmoid()  # kept, since the exponential is what costs
+    silu = gate * sigmoid
+    return silu * up, (up, sigmoid, silu)
+
+
+def swiglu_backward(saved: Saved, grad: Tensor) -> Tensor:
+    """Gradient of gate and up together."""
+    up, sigmoid, silu = saved
+    grad_gate_up = grad.new_empty(*grad.shape[:-1], 2 * grad.shape[-1])
+    grad_gate, grad_up = grad_gate_up.chunk(2, dim=-1)
+    torch.mul(grad, silu, out=grad_up)
+    slope = torch.addcmul(silu, sigmoid, 1 - silu)  # silu' = s + x s (1 - s) = silu + s (1 - silu)
+    torch.mul(slope.mul_(up), grad, out=grad_gate)
+    return grad_gate_up
 
 
 class _SwiGLU(Function):
     @staticmethod
-    def forward(ctx: Any, gate_up: Tensor, weight: Tensor | None) -> Tensor:
-        gate, up = gate_up.chunk(2, dim=-1)
-        hidden = F.silu(gate).mul_(up)
-        ctx.save_for_backward(gate_up, weight, hidden)
-        return hidden if weight is None else hidden * weight
+    def forward(ctx: Any, gate_up: Tensor) -> Tensor:
+        hidden, saved = swiglu_forward(gate_up)
+        ctx.save_for_backward(*saved)
+        return hidden
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor | None]:
-        gate_up, weight, hidden = ctx.saved_tensors
-        gate, up = gate_up.chunk(2, dim=-1)
-        grad_weight = None
-        if weight is not None:
-            grad_weight = torch.linalg.vecdot(grad, hidden).unsqueeze(-1)
-            grad = grad * weight
-        grad_gate_up = torch.empty_like(gate_up)
-        grad_gate, grad_up = grad_gate_up.chunk(2, dim=-1)
-        torch.mul(grad, F.silu(gate), out=grad_up)
-        grad_gate.copy_(torch.ops.aten.silu_backward(grad * up, gate))
-        return grad_gate_up, grad_weight
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        return swiglu_backward(ctx.saved_tensors, grad)
 
 
-def swiglu(gate_up: Tensor, weight: Tensor | None = None) -> Tensor:
-    """``silu(gate) * up``, times a weight a row where given: (..., 2F), (..., 1) -> (..., F) (arXiv:2002.05202)."""
-    return _SwiGLU.apply(gate_up, weight)
+def swiglu(gate_up: Tensor) -> Tensor:
+    """`swiglu_forward` for autograd."""
+    return cast(Tensor, apply(_SwiGLU, gate_up))
+
+
+# ------------------------------------------------------------------------------- between tokens and rows
+
+
+def sum_rows(y_RD: Tensor, place_TK: Tensor) -> Tensor:
+    """The sum of each token's rows: (R, D) -> (T, D)."""
+    T, K = place_TK.shape
+    rows = y_RD.index_select(0, place_TK.flatten())
+    return rows if K == 1 else rows.view(T, K, -1).sum(1)
 
 
 class _Dispatch(Function):
@@ -81,14 +214,14 @@ class _Dispatch(Function):
     @staticmethod
     def backward(ctx: Any, grad_RD: Tensor) -> tuple[Tensor, None, None]:
         (place_TK,) = ctx.saved_tensors
-        return _sum_rows(grad_RD, place_TK), None, None
+        return sum_rows(grad_RD, place_TK), None, None
 
 
 class _Collect(Function):
     @staticmethod
     def forward(ctx: Any, y_RD: Tensor, token_R: Tensor, place_TK: Tensor) -> Tensor:
         ctx.save_for_backward(token_R)
-        return _sum_rows(y_RD, place_TK)
+        return sum_rows(y_RD, place_TK)
 
     @staticmethod
     def backward(ctx: Any, grad_TD: Tensor) -> tuple[Tensor, None, None]:
@@ -96,17 +229,12 @@ class _Collect(Function):
         return grad_TD.index_select(0, token_R), None, None
 
 
-def _sum_rows(y_RD: Tensor, place_TK: Tensor) -> Tensor:
-    T, K = place_TK.shape
-    return y_RD.index_select(0, place_TK.flatten()).view(T, K, -1).sum(1)
-
-
 def dispatch(x_TD: Tensor, token_R: Tensor, place_TK: Tensor) -> Tensor:
-    """A row for each pair of a token and an expert: ``x_TD[token_R]``. Its backward gathers too, since `place_TK` says
-    in which rows a token went: no atomic additions, the same bits every time."""
-    return _Dispatch.apply(x_TD, token_R, place_TK)
+    """A row for each visit: ``x_TD[token_R]``. Its backward gathers too, since `place_TK` says in which rows a token
+    went: no atomic additions, the same bits every time."""
+    return cast(Tensor, apply(_Dispatch, x_TD, token_R, place_TK))
 
 
 def collect(y_RD: Tensor, token_R: Tensor, place_TK: Tensor) -> Tensor:
     """The transpose of `dispatch`: the sum of each token's rows."""
-    return _Collect.apply(y_RD, token_R, place_TK)
+    return cast(Tensor, apply(_Collect, y_RD, token_R, place_TK))

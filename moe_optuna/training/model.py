@@ -13,6 +13,7 @@ Shapes: B sequences, S context, T = B S tokens, D model width, V vocabulary. Act
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -20,12 +21,13 @@ from torch import Tensor, nn
 
 from moe_optuna.architecture import MoEArchitecture
 from moe_optuna.errors import InputError
-from moe_optuna.parts import GatedFeedForward, GroupedQueryAttention
+from moe_optuna.parts import GatedFeedForward, GroupedQueryAttention, Norm, Router
 from moe_optuna.training._recipe import Recipe
 from moe_optuna.training.attention import Attention, rotary_table
 from moe_optuna.training.experts import Experts
-from moe_optuna.training.kernels import rms_norm, swiglu
-from moe_optuna.training.router import Router
+from moe_optuna.training.kernels import apply, rms_norm, swiglu
+from moe_optuna.training.router import RoutingRule, TopKRouter
+from moe_optuna.training.sublayers import AttentionSublayer, DenseSublayer, MoESublayer
 
 __all__ = ["MoELanguageModel"]
 
@@ -47,8 +49,8 @@ class Dense(nn.Module):
         self.gate_up = nn.Linear(d_model, 2 * width, bias=False)
         self.down = nn.Linear(width, d_model, bias=False)
 
-    def forward(self, x_TD: Tensor, n_sequences: int) -> tuple[Tensor, Tensor | None]:
-        return self.down(swiglu(self.gate_up(x_TD))), None
+    def forward(self, x_TD: Tensor) -> Tensor:
+        return cast(Tensor, self.down(swiglu(self.gate_up(x_TD))))
 
 
 class MoE(nn.Module):
@@ -56,28 +58,27 @@ class MoE(nn.Module):
 
     def __init__(self, a: MoEArchitecture, recipe: Recipe) -> None:
         super().__init__()
-        self.router = Router(
-            a.d_model,
-            a.n_experts,
-            a.top_k,
-            scores=recipe.scores,
-            balance_loss=recipe.balance_loss,
-            z_loss=recipe.z_loss,
-            bias=a.router.bias,
-        )
+        rule = RoutingRule(a.top_k, recipe.scores, recipe.balance_loss, recipe.z_loss)
+        self.router = TopKRouter(a.d_model, a.n_experts, rule, bias=a.router.bias)
         self.experts = Experts(a.d_model, a.d_expert, a.n_experts)
-        self.shared = Dense(a.d_model, a.n_shared_experts * a.d_expert) if a.n_shared_experts else None
+        shared = a.d_shared or a.n_shared_experts * a.d_expert
+        self.shared = Dense(a.d_model, shared) if shared else None
 
-    def forward(self, x_TD: Tensor, n_sequences: int) -> tuple[Tensor, Tensor | None]:
+    def forward(self, x_TD: Tensor, n_sequences: int) -> tuple[Tensor, Tensor]:
         routing = self.router(x_TD, n_sequences)
         y_TD = self.experts(x_TD, routing)
         if self.shared is not None:
-            y_TD = y_TD + self.shared(x_TD, n_sequences)[0]
+            y_TD = y_TD + self.shared(x_TD)
         return y_TD, routing.loss
 
 
 class Layer(nn.Module):
-    def __init__(self, a: MoEArchitecture, attention: GroupedQueryAttention, block: nn.Module) -> None:
+    """Attention, then a dense or a MoE block, each behind a norm and around a residual.
+
+    `forward` says it to autograd step by step; `fused` is the same in one node a sublayer, where `can_fuse`.
+    """
+
+    def __init__(self, a: MoEArchitecture, attention: GroupedQueryAttention, block: Dense | MoE) -> None:
         super().__init__()
         self.attention_norm = RMSNorm(a.d_model)
         self.attention = Attention(a, attention)
@@ -85,9 +86,37 @@ class Layer(nn.Module):
         self.block = block
 
     def forward(self, x_TD: Tensor, n_sequences: int, table: Tensor) -> tuple[Tensor, Tensor | None]:
+        if self.can_fuse(x_TD):
+            return self.fused(x_TD, n_sequences, table)
         x_TD = x_TD + self.attention(self.attention_norm(x_TD), n_sequences, table)
+        if isinstance(self.block, Dense):
+            return x_TD + self.block(self.block_norm(x_TD)), None
         y_TD, loss = self.block(self.block_norm(x_TD), n_sequences)
         return x_TD + y_TD, loss
+
+    def can_fuse(self, x_TD: Tensor) -> bool:
+        """On a CPU in full precision, without the parts that `fused` leaves out."""
+        a, router = self.attention, self.block.router if isinstance(self.block, MoE) else None
+        biases = (a.qkv.bias, a.output.bias, None if router is None else router.bias)
+        plain = a.window is None and a.norm_over != "width" and all(bias is None for bias in biases)
+        return plain and x_TD.device.type == "cpu" and not torch.is_autocast_enabled("cpu")
+
+    def fused(self, x_TD: Tensor, n_sequences: int, table: Tensor) -> tuple[Tensor, Tensor | None]:
+        a, block, block_gain = self.attention, self.block, self.block_norm.gain
+        gains = (a.query_gain, a.key_gain) if a.norm_over else (None, None)
+        shape, table = (n_sequences, *a.shape), table[: len(x_TD) // n_sequences]
+        weights = (a.qkv.weight, *gains, a.output.weight)
+        x_TD = apply(AttentionSublayer, x_TD, self.attention_norm.gain, *weights, table, shape)
+        if isinstance(block, Dense):
+            return apply(DenseSublayer, x_TD, block_gain, block.gate_up.weight, block.down.weight), None
+        router, experts = block.router, block.experts
+        shared = (None, None) if block.shared is None else (block.shared.gate_up.weight, block.shared.down.weight)
+        weights = (router.weight, experts.gate_up_EGD, experts.down_EDF, *shared)
+        x_TD, loss, count_E = apply(
+            MoESublayer, x_TD, block_gain, *weights, router.selection_bias, router.rule, n_sequences
+        )
+        router.count(count_E)
+        return x_TD, loss
 
 
 class MoELanguageModel(nn.Module):
@@ -111,7 +140,9 @@ class MoELanguageModel(nn.Module):
         if a.tied_embeddings:
             self.head.weight = self.embedding.weight
         self.rotary: Tensor
-        self.register_buffer("rotary", rotary_table(a.context_length, a.d_head), persistent=False)
+        self.register_buffer(
+            "rotary", rotary_table(a.context_length, a.n_heads + a.n_kv_heads, a.d_head), persistent=False
+        )
 
     def forward(self, token_BS: Tensor) -> tuple[Tensor, Tensor]:
         """Logits (B, S, V) of the next token, and the routers' losses added up (a scalar)."""
@@ -131,7 +162,7 @@ class MoELanguageModel(nn.Module):
         logits, router_loss = self(token_BS)
         return F.cross_entropy(logits.flatten(0, 1).float(), target_BS.flatten()), router_loss
 
-    def routers(self) -> Iterator[tuple[int, Router]]:
+    def routers(self) -> Iterator[tuple[int, TopKRouter]]:
         """Pairs of a layer's index and its router."""
         for index, layer in enumerate(self.layers):
             if isinstance(layer.block, MoE):
@@ -139,22 +170,21 @@ class MoELanguageModel(nn.Module):
 
 
 def _attention_kinds(a: MoEArchitecture) -> Iterator[GroupedQueryAttention]:
-    kinds = [kind for kind, count in a.attention.layers(a.n_layers) for _ in range(count)]
-    for kind in kinds:
-        if not isinstance(kind, GroupedQueryAttention):
-            raise InputError(
-                f"{kind.kind!r} is counted but not trained here, expected 'grouped_query'", where="attention"
-            )
-        if kind.sinks:
-            raise InputError("sinks are counted but not trained here", where="attention")
-        yield kind
+    """The kind of each layer; what the engine cannot train is refused here, by name."""
+    refused = {
+        "feed_forward": not isinstance(a.feed_forward, GatedFeedForward) or a.feed_forward.bias,
+        "experts": not isinstance(a.experts, GatedFeedForward) or a.experts.bias,
+        "shared": not isinstance(a.shared, GatedFeedForward | None) or (a.shared is not None and a.shared.bias),
+        "router": a.router != Router(bias=a.router.bias),
+        "norm": a.norm != Norm(),
+    }
+    for name, is_refused in refused.items():
+        if is_refused:
+            raise InputError(f"{getattr(a, name)} is counted but not trained by this engine", where=name)
     if a.d_head % 2:
         raise InputError(f"{a.d_head}, expected an even number for rotary positions", where="d_head")
-    for name in ("feed_forward", "experts"):
-        part = getattr(a, name)
-        if not isinstance(part, GatedFeedForward) or part.bias:
-            raise InputError(f"{part}, expected a gated block without bias", where=name)
-    if a.router.shared_gate:
-        raise InputError("a gate on shared experts is counted but not trained here", where="router")
-    if a.norm.bias or a.norm.per_layer != 2:
-        raise InputError(f"{a.norm}, expected two RMSNorms a layer", where="norm")
+    for kind, count in a.attention.layers(a.n_layers):
+        if not isinstance(kind, GroupedQueryAttention) or kind.sinks or kind.output_gate:
+            raise InputError(f"{kind} is counted but not trained by this engine", where="attention")
+        for _ in range(count):
+            yield kind

@@ -9,12 +9,34 @@ Shapes: B sequences, S context, T = B S tokens, D model width, E experts, K expe
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd import Function
 
-__all__ = ["Router", "Routing"]
+from moe_optuna.training.kernels import Saved, apply
+
+__all__ = ["Routing", "RoutingRule", "TopKRouter", "route_backward", "route_forward"]
+
+
+@dataclass(frozen=True, slots=True)
+class RoutingRule:
+    """How logits become a routing.
+
+    Attributes:
+        top_k: K.
+        scores: ``"sigmoid"`` or ``"softmax"`` of the logits.
+        balance_loss: Coefficient of the sequence-wise balance loss, ``E / (K S) sum_e count_e mean_t(share_te)`` with
+            the shares that the scores have of their sum (arXiv:2412.19437, eqs. 17-20), the mean over sequences.
+        z_loss: Coefficient of ``mean(logsumexp(logits)^2)`` (arXiv:2202.08906, eq. 5).
+    """
+
+    top_k: int
+    scores: str = "sigmoid"
+    balance_loss: float = 0.0
+    z_loss: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,30 +56,85 @@ class Routing:
     loss: Tensor
 
 
-class Router(nn.Module):
-    """A linear router.
+def route_forward(rule: RoutingRule, logits_TE: Tensor, bias_E: Tensor, n_sequences: int) -> tuple[Routing, Saved]:
+    """Logits to routing.
 
     Args:
-        d_model, n_experts, top_k: Dimensions.
-        scores: ``"sigmoid"`` or ``"softmax"``.
-        balance_loss, z_loss: Coefficients.
+        rule: How.
+        logits_TE: Of the tokens of `n_sequences` sequences, one after the other.
+        bias_E: Added to the scores where experts are selected, and nowhere else.
+        n_sequences: B.
+    """
+    T, E = logits_TE.shape
+    score_TE = logits_TE.sigmoid() if rule.scores == "sigmoid" else logits_TE.softmax(-1)
+    expert_TK = (score_TE + bias_E).topk(rule.top_k, dim=-1, sorted=False).indices
+    chosen_TK = score_TE.gather(1, expert_TK)
+    sum_T1 = chosen_TK.sum(-1, keepdim=True).add_(1e-20)
+    weight_TK = chosen_TK.div_(sum_T1)
+
+    expert_BS = expert_TK.view(n_sequences, -1)
+    one = logits_TE.new_ones(()).expand_as(expert_BS)
+    count_BE = logits_TE.new_zeros(n_sequences, E).scatter_add_(1, expert_BS, one)
+
+    total_T1 = score_TE.sum(-1, keepdim=True)
+    share_TE = score_TE / total_T1
+    weigh_BE = count_BE * (rule.balance_loss * E * n_sequences / (rule.top_k * T * T))
+    lse_T = logits_TE.logsumexp(-1)
+    loss = torch.dot(weigh_BE.flatten(), share_TE.view(n_sequences, -1, E).sum(1).flatten())
+    loss = loss.add_(torch.dot(lse_T, lse_T), alpha=rule.z_loss / T)
+    saved = (logits_TE, score_TE, expert_TK, weight_TK, sum_T1, share_TE, total_T1, weigh_BE, lse_T)
+    return Routing(expert_TK, weight_TK, count_BE.sum(0), loss), saved
+
+
+def route_backward(rule: RoutingRule, saved: Saved, grad_weight_TK: Tensor, grad_loss: Tensor) -> Tensor:
+    """Gradient of the logits, of the gradients of weights and loss."""
+    logits_TE, score_TE, expert_TK, weight_TK, sum_T1, share_TE, total_T1, weigh_BE, lse_T = saved
+    T, E = logits_TE.shape
+    along_T1 = (grad_weight_TK * weight_TK).sum(-1, keepdim=True)
+    grad_chosen_TK = (grad_weight_TK - along_T1).div_(sum_T1)
+    # Shares are scores over their sum: the part of the balance loss' gradient along the shares drops out.
+    weigh_BSE = weigh_BE.unsqueeze(1).mul(grad_loss).expand(-1, T // len(weigh_BE), -1)
+    share_BSE = share_TE.view(weigh_BSE.shape)
+    along_BS1 = (weigh_BSE * share_BSE).sum(-1, keepdim=True)
+    grad_TE = (weigh_BSE - along_BS1).view(T, E).div_(total_T1)
+    grad_TE.scatter_add_(1, expert_TK, grad_chosen_TK)
+    grad_TE.mul_(score_TE)
+    if rule.scores == "sigmoid":
+        grad_TE.addcmul_(grad_TE, score_TE, value=-1)
+    else:
+        grad_TE.addcmul_(score_TE, grad_TE.sum(-1, keepdim=True), value=-1)
+    if rule.z_loss:
+        softmax_TE = (logits_TE - lse_T.unsqueeze(-1)).exp_()
+        grad_TE.addcmul_(softmax_TE, (lse_T * (2 * rule.z_loss / T)).mul_(grad_loss).unsqueeze_(-1))
+    return grad_TE
+
+
+class _Route(Function):
+    @staticmethod
+    def forward(ctx: Any, rule: RoutingRule, logits_TE: Tensor, bias_E: Tensor, n_sequences: int) -> Any:
+        routing, saved = route_forward(rule, logits_TE, bias_E, n_sequences)
+        ctx.rule = rule
+        ctx.save_for_backward(*saved)
+        ctx.mark_non_differentiable(routing.expert_TK, routing.count_E)
+        return routing.expert_TK, routing.weight_TK, routing.count_E, routing.loss
+
+    @staticmethod
+    def backward(ctx: Any, _: Any, grad_weight_TK: Tensor, __: Any, grad_loss: Tensor) -> Any:
+        return None, route_backward(ctx.rule, ctx.saved_tensors, grad_weight_TK, grad_loss), None, None
+
+
+class TopKRouter(nn.Module):
+    """A linear router that keeps its experts' load even without a loss.
+
+    Args:
+        d_model, n_experts: Dimensions.
+        rule: How logits become a routing.
         bias: A learned bias on the logits.
     """
 
-    def __init__(
-        self,
-        d_model: int,
-        n_experts: int,
-        top_k: int,
-        *,
-        scores: str = "sigmoid",
-        balance_loss: float = 0.0,
-        z_loss: float = 0.0,
-        bias: bool = False,
-    ) -> None:
+    def __init__(self, d_model: int, n_experts: int, rule: RoutingRule, *, bias: bool = False) -> None:
         super().__init__()
-        self.top_k, self.scores = top_k, scores
-        self.balance_coefficient, self.z_coefficient = balance_loss, z_loss
+        self.rule = rule
         self.weight = nn.Parameter(torch.empty(n_experts, d_model))
         self.bias = nn.Parameter(torch.zeros(n_experts)) if bias else None
         self.selection_bias: Tensor
@@ -67,35 +144,21 @@ class Router(nn.Module):
 
     def forward(self, x_TD: Tensor, n_sequences: int) -> Routing:
         with torch.autocast(x_TD.device.type, enabled=False):
-            bias = None if self.bias is None else self.bias.float()
-            logits_TE = F.linear(x_TD.float(), self.weight.float(), bias)
-        score_TE = logits_TE.sigmoid() if self.scores == "sigmoid" else logits_TE.softmax(-1)
-        expert_TK = (score_TE.detach() + self.selection_bias).topk(self.top_k, dim=-1, sorted=False).indices
-        weight_TK = score_TE.gather(1, expert_TK)
-        weight_TK = weight_TK / (weight_TK.sum(-1, keepdim=True) + 1e-20)
+            weight_ED = self.weight
+            logits_TE = F.linear(x_TD.to(weight_ED.dtype), weight_ED, self.bias)
+            routing = Routing(*apply(_Route, self.rule, logits_TE, self.selection_bias, n_sequences))
+        self.count(routing.count_E)
+        return routing
 
-        T, E = score_TE.shape
-        expert_BS = expert_TK.view(n_sequences, -1)
-        count_BE = score_TE.new_zeros(n_sequences, E)
-        count_BE.scatter_add_(1, expert_BS, count_BE.new_ones(1, 1).expand_as(expert_BS))
-        count_E = count_BE.sum(0)
-        loss = score_TE.new_zeros(())
+    def count(self, count_E: Tensor) -> None:
+        """Add to the load that the next `balance` looks at, in training only."""
         if self.training:
             self.load += count_E
-            if self.balance_coefficient:
-                share_TE = score_TE / score_TE.sum(-1, keepdim=True) if self.scores == "sigmoid" else score_TE
-                share_BE = share_TE.view(n_sequences, -1, E).sum(1)
-                # arXiv:2412.19437, eqs. 17-20: E / (K S) counts times mean shares, the mean over sequences.
-                scale = E * n_sequences / (self.top_k * T * T)
-                loss = loss + self.balance_coefficient * scale * (count_BE * share_BE).sum()
-            if self.z_coefficient:
-                loss = loss + self.z_coefficient * logits_TE.logsumexp(-1).square().mean()
-        return Routing(expert_TK, weight_TK, count_E, loss)
 
     @torch.no_grad()
     def balance(self, rate: float) -> None:
         """Raise the bias of experts that were visited less than the mean since the last call, lower the others'
         (arXiv:2408.15664); once an optimizer step, on counts summed over everything that the step saw."""
-        delta = torch.sign(self.load.mean() - self.load).mul_(rate)
-        self.selection_bias += delta - delta.mean()
+        delta = torch.sign(self.load.mean() - self.load)
+        self.selection_bias.add_(delta.sub_(delta.mean()), alpha=rate)
         self.load.zero_()

@@ -1,0 +1,93 @@
+"""AdamW over flat memory, with clipping in the same pass."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+__all__ = ["FlatAdamW"]
+
+
+class FlatAdamW(Optimizer):
+    """AdamW (arXiv:1711.05101) after clipping the norm of the whole gradient.
+
+    ``torch.optim.AdamW(fused=True)`` after ``clip_grad_norm_`` does the same arithmetic; here parameters, gradients and
+    moments of a group lie in one piece of memory each, so that a step is a handful of calls, and clipping is a factor
+    inside the fused update. Parameters stay what they were: views into the group's memory.
+
+    Args:
+        groups: Parameter groups, each with ``lr`` and ``weight_decay``.
+        betas, eps: As in AdamW.
+        clip: Greatest norm of the gradient.
+    """
+
+    def __init__(
+        self,
+        groups: list[dict[str, Any]],
+        *,
+        betas: tuple[float, float] = (0.9, 0.95),
+        eps: float = 1e-8,
+        clip: float = 1.0,
+    ) -> None:
+        super().__init__(groups, {"lr": 1e-3, "weight_decay": 0.0})
+        self.betas, self.eps, self.clip = betas, eps, clip
+        sizes = [sum(p.numel() for p in group["params"]) for group in self.param_groups]
+        example = self.param_groups[0]["params"][0]
+        # Rows: values, gradients, first and second moments.
+        self.memory = torch.zeros(4, sum(sizes), dtype=example.dtype, device=example.device)
+        self.flat = [part.unbind(0) for part in self.memory.split(sizes, dim=1)]
+        self.steps = torch.zeros((), dtype=torch.float32, device=example.device)
+        self.norm = torch.zeros((), device=example.device)
+        with torch.no_grad():
+            for group, (value, gradient, *_) in zip(self.param_groups, self.flat, strict=True):
+                start = 0
+                for parameter in group["params"]:
+                    part = slice(start, start := start + parameter.numel())
+                    value[part] = parameter.flatten()
+                    parameter.data = value[part].view(parameter.shape)
+                    parameter.grad = gradient[part].view(parameter.shape)
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        self.norm = torch.linalg.vector_norm(self.memory[1])
+        self.steps += 1
+        shrink = (self.norm / self.clip).clamp_(min=1.0)  # the fused update divides gradients by it
+        for group, (value, gradient, first, second) in zip(self.param_groups, self.flat, strict=True):
+            torch._fused_adamw_(
+                [value],
+                [gradient],
+                [first],
+                [second],
+                [],
+                [self.steps],
+                lr=group["lr"],
+                beta1=self.betas[0],
+                beta2=self.betas[1],
+                weight_decay=group["weight_decay"],
+                eps=self.eps,
+                amsgrad=False,
+                maximize=False,
+                grad_scale=shrink,
+                found_inf=None,
+            )
+        return loss
+
+    def zero_grad(self, set_to_none: bool = False) -> None:
+        """Zero the gradients where they lie; they are never ``None``."""
+        self.memory[1].zero_()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Moments and step count; parameters are the model's to save."""
+        return {"moments": self.memory[2:], "steps": self.steps}
+
+    def load_state_dict(self, state_dict: dict[str, Tensor]) -> None:
+        self.memory[2:] = state_dict["moments"]
+        self.steps.copy_(state_dict["steps"])
