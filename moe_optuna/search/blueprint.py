@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import astuple, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,7 +29,7 @@ __all__ = ["Alternative", "Blueprint", "plan"]
 
 FORMAT = 1
 BAND = 0.001
-MOST = 3_000_000  # architectures of a lattice that are looked through
+MOST = 500_000  # architectures that are looked through
 CONVENTION = "non_embedding"
 QUANTITIES = ("flops_per_token", "tokens", "active_params", "total_params")
 AXES = ("compute_density", "expansion_ratio", "d_model")
@@ -243,7 +243,7 @@ def _triad(space: SearchSpace, flops: float, density: float, ratio: float) -> Tr
 
 def _candidates(
     space: SearchSpace, laws: LadderLaws, compute: float, wanted: Triad
-) -> tuple[Triad, dict[str, NDArray[np.int64]], list[str]]:
+) -> tuple[Triad, Columns, list[str]]:
     """The architectures that meet the wanted triad; where none does, those of the best triad of the space that some
     meet.
     """
@@ -270,25 +270,18 @@ def _candidates(
     )
 
 
-def _lattice(space: SearchSpace, triad: Triad) -> dict[str, NDArray[np.int64]]:
-    """All architectures that meet a triad, or the first MOST of them, as columns."""
-    chunks: list[Columns] = []
-    held = 0
-    for chunk in _bounded(space.lattice(triad).chunks()):
-        chunks.append(chunk)
-        held += len(chunk["d_model"])
-    if not held:
-        return {name: np.zeros(0, np.int64) for name in (*DIMENSIONS, *QUANTITIES)}
-    return {name: np.concatenate([chunk[name] for chunk in chunks]) for name in chunks[0]}
-
-
-def _bounded(chunks: Iterator[Columns]) -> Iterator[Columns]:
-    held = 0
-    for chunk in chunks:
-        yield chunk
-        held += len(chunk["d_model"])
-        if held >= MOST:
-            return
+def _lattice(space: SearchSpace, triad: Triad) -> Columns:
+    """The architectures that meet a triad as columns; of more than MOST the nearest to it, by ever closer
+    tolerances, at least the nearest one of each width."""
+    tolerances = triad.tolerances
+    for share in (1.0, 0.7, 0.5, 0.35, 0.25, 0.15, 0.1, 0.05):
+        closer = Tolerances(*(share * tolerance for tolerance in astuple(tolerances)))
+        lattice = space.lattice(replace(triad, tolerances=closer))
+        if len(lattice) <= MOST:
+            break
+    if len(lattice) or share == 1.0:
+        return lattice.arrays
+    return space.phase_two(triad).lattice.arrays
 
 
 def _ratios(columns: Columns) -> dict[str, Floats]:

@@ -258,13 +258,14 @@ class _Ladder:
     def _repeat(self, found: _Searched, repeats: int) -> None:
         """Train the recommended architecture again with the seeds that follow the search's, once."""
         study, phase = found.work.study, found.work.phase
-        queued = [trial for trial in study.get_trials(deepcopy=False) if "repeat" in trial.user_attrs]
+        trials = study.get_trials(deepcopy=False)
+        queued = [trial for trial in trials if trial.user_attrs.get("seed", self.seed) != self.seed]
         if queued:  # by an earlier run: what it chose stands
             params = queued[0].system_attrs["fixed_params"]
         else:
             params = phase.params(phase.lattice.index(found.recommend().architecture))
         for number in range(len(queued) + 1, repeats + 1):
-            study.enqueue_trial(params, user_attrs={"seed": self.seed + number, "repeat": number})
+            study.enqueue_trial(params, user_attrs={"seed": self.seed + number})
         work = replace(found.work, trials=found.work.trials + repeats)
         self.clock.observe(_opening(work))
         self.controller.run(work)

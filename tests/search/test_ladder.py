@@ -1,0 +1,190 @@
+"""The whole ladder on real processes: with instant trainings, killed and resumed, and once with real ones."""
+
+import csv
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import optuna
+import pytest
+from tiny_space import tiny_space
+
+import moe_optuna
+from moe_optuna import InputError, MoEArchitecture, Triad
+from moe_optuna.architecture import DIMENSIONS
+from moe_optuna.search import search
+from moe_optuna.search._runs import COLUMNS
+from moe_optuna.search._storage import open_storage
+
+HERE = Path(__file__).parent
+STATES = ("complete", "pruned", "failed")
+FILES = ("runs.csv", "laws.json", "blueprint.json")
+
+
+def instant(folder, **settings):
+    return search(tiny_space(), out=folder, trial="instant_trials", **{"workers": 1, **settings})
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("finished")
+    events = []
+    return folder, instant(folder, observer=events.append), events
+
+
+def rows_of(folder):
+    with (folder / "runs.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+def counted(row):
+    return MoEArchitecture(**{name: int(row[name]) for name in DIMENSIONS})
+
+
+def test_every_row_is_inside_its_triad_when_recounted(finished):
+    rows = rows_of(finished[0])
+    assert list(rows[0]) == list(COLUMNS)
+    for row in rows:
+        architecture = counted(row)
+        triad = Triad(
+            *(float(row[f"triad_{name}"]) for name in ("flops_per_token", "active_params", "total_params")),
+            tiny_space().tolerances,
+        )
+        assert triad.admits(architecture), row
+        for name in ("flops_per_token", "active_params", "total_params"):
+            assert int(row[name]) == getattr(architecture.non_embedding, name)
+            assert int(row[f"full_{name}"]) == getattr(architecture.full, name)
+        spent = int(row["flops_per_token"]) * float(row["tokens"])
+        assert spent == pytest.approx(float(row["compute"]), rel=0.01)
+
+
+def test_the_studies_of_a_ladder(finished):
+    folder, result, _ = finished
+    storage = open_storage(None, folder, workers=1)
+    names = [f"tiny/{compute}/phase-{phase}" for phase in range(3) for compute in ("1e+09", "3e+09")]
+    assert list(result.studies) == names
+    for name in names:
+        study = optuna.load_study(study_name=name, storage=storage)
+        attributes = study.user_attrs
+        assert attributes["phase"] == int(name[-1])
+        assert attributes["compute"] == float(name.split("/")[1])
+        assert json.loads(attributes["space"]) == json.loads(json.dumps(tiny_space().to_dict()))
+        smaller = name.replace("3e+09", "1e+09")
+        assert attributes["parents"] == ([smaller] if smaller != name else [])
+        for trial in study.trials:
+            scalars = [value for value in trial.user_attrs.values() if isinstance(value, (int, float))]
+            assert len(scalars) <= 15
+    two = optuna.load_study(study_name="tiny/3e+09/phase-2", storage=storage)
+    repeat = two.trials[-1]
+    assert repeat.user_attrs["seed"] == 1
+    assert any(trial.params == repeat.params for trial in two.trials[:-1])
+    triad = json.loads(two.user_attrs["triad"])
+    assert {"flops_per_token", "active_params", "total_params", "tolerances"} <= triad.keys()
+
+
+def test_the_largest_budget_is_predicted_before_its_first_trial(finished):
+    folder, result, _ = finished
+    lines = [json.loads(line) for line in (folder / "journal.log").read_text().splitlines()]
+    predicted = next(i for i, line in enumerate(lines) if "prediction" in line.get("user_attr", {}))
+    study = lines[predicted]["study_id"]
+    first = next(i for i, line in enumerate(lines) if line["op_code"] == 4 and line["study_id"] == study)
+    assert predicted < first
+    recorded = json.loads(lines[predicted]["user_attr"]["prediction"])
+    held_out = result.to_dict()["held_out"]
+    assert held_out["recorded"] == recorded
+    assert held_out["compute"] == recorded["compute"] == 3e9
+    assert math.isclose(held_out["outcome"]["loss"], recorded["predicted_loss"], rel_tol=0.2)
+
+
+def test_what_a_search_leaves_behind(finished):
+    folder, result, events = finished
+    payload = json.loads(json.dumps(result.to_dict(), allow_nan=False))
+    assert (
+        payload["trials"] == {"complete": len(rows_of(folder)), "pruned": 0, "failed": 0} or payload["trials"]["pruned"]
+    )
+    blueprint = json.loads((folder / "blueprint.json").read_text())
+    assert blueprint["format"] == 1
+    assert blueprint["compute"] == 3e10
+    keys = ("flops_per_token", "tokens", "triad", "architecture", "band", "alternatives", "predicted_loss", "source")
+    assert set(keys) <= blueprint.keys()
+    MoEArchitecture.from_dict(blueprint["architecture"])
+    laws = json.loads((folder / "laws.json").read_text())
+    assert laws["format"] == 1
+    assert laws["space"] == "tiny"
+    assert events[-1].kind == "done"
+    left = [event.remaining for event in events if event.remaining is not None]
+    assert left[-1] < max(left)
+
+
+def test_the_same_command_again_trains_nothing(finished):
+    folder, _, _ = finished
+    before = {name: (folder / name).read_bytes() for name in FILES}
+    events = []
+    instant(folder, observer=events.append)
+    assert not [event for event in events if event.kind == "start"]
+    assert {name: (folder / name).read_bytes() for name in FILES} == before
+
+
+def test_killed_again_and_again_it_ends_with_the_same_blueprint(finished, tmp_path):
+    for ends in (3, 9):
+        process = subprocess.Popen(
+            [sys.executable, str(HERE / "tiny_search.py"), str(tmp_path)], stdout=subprocess.PIPE, text=True
+        )
+        for _ in range(ends):
+            while not (line := process.stdout.readline()).startswith("end"):
+                assert line
+        process.kill()
+        process.communicate()
+    instant(tmp_path)
+    volatile = {"seconds"}
+    for ours, theirs in zip(rows_of(tmp_path), rows_of(finished[0]), strict=True):
+        assert {k: v for k, v in ours.items() if k not in volatile} == {
+            k: v for k, v in theirs.items() if k not in volatile
+        }
+    assert (tmp_path / "blueprint.json").read_bytes() == (finished[0] / "blueprint.json").read_bytes()
+
+
+def test_another_space_or_seed_in_the_same_folder_is_refused(finished):
+    folder = finished[0]
+    with pytest.raises(InputError, match="another space that is also called 'tiny'"):
+        search(tiny_space(target=4e10), out=folder, trial="instant_trials", workers=1)
+    with pytest.raises(InputError, match=r"--seed: 7, expected 0"):
+        instant(folder, seed=7)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"executor": "rya"}, r"--executor: 'rya', expected local or ray; did you mean 'ray'\?"),
+        ({"ray_address": "auto"}, "--ray-address: needs --executor ray"),
+        ({"workers": 0}, "--workers: 0, expected at least 1"),
+        ({"workers": 2, "storage": "sqlite:///x.db"}, "SQLite locks the whole file"),
+        ({"space": "cpuu"}, "no such search space"),
+    ],
+)
+def test_bad_input_is_one_line_and_nothing_is_written(tmp_path, settings, message):
+    arguments = {"space": tiny_space(), "workers": 1, "out": tmp_path / "out", **settings}
+    with pytest.raises(InputError, match=message):
+        search(arguments.pop("space"), **arguments)
+    assert not (tmp_path / "out").exists() or not list((tmp_path / "out").iterdir())
+
+
+def test_an_unknown_key_of_the_training_table_is_named(tmp_path):
+    with pytest.raises(InputError, match=r"tiny: \[training\]: unknown key 'scheduel'; did you mean 'schedule'"):
+        search(tiny_space(training={"scheduel": "wsd"}), out=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_real_ladder(tmp_path):
+    """Real trainings of a second each: the pieces fit."""
+    space = tiny_space(search={"zero": 0, "one": 3, "two": 0, "repeats": 0}, budgets=[3e8, 1e9])
+    result = moe_optuna.search(space, out=tmp_path, workers=2)
+    rows = rows_of(tmp_path)
+    assert len(rows) == sum(result.trials.values()) == 6
+    for row in rows:
+        if row["state"] == "complete":
+            assert 2 < float(row["loss"]) < 6
+            assert float(row["bits_per_byte"]) == pytest.approx(float(row["loss"]) / math.log(2), rel=0.01)
+    assert result.to_dict()["blueprint"]["compute"] == 3e10
