@@ -52,7 +52,7 @@ class Config:
         """An integer of at least `least`."""
         value = self.get(key)
         if type(value) is not int or value < least:
-            found = "missing" if value is None and key not in self._values else _shown(value)
+            found = "missing" if value is None and not self.given(key) else _shown(value)
             raise self.error(key, f"{found}, expected an integer of at least {least}")
         return value
 

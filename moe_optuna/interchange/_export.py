@@ -28,5 +28,5 @@ def export(architecture: MoEArchitecture, to: str) -> str:
         InputError: Where the framework is unknown or cannot express the architecture.
     """
     if to not in EXPORTS:
-        raise InputError(f"unknown {to!r}{did_you_mean(to, EXPORTS)}, expected {', '.join(EXPORTS)}", where="to")
+        raise InputError(f"unknown {to!r}, expected {', '.join(EXPORTS)}{did_you_mean(to, EXPORTS)}", where="to")
     return EXPORTS[to](architecture)

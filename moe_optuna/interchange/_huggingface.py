@@ -29,8 +29,8 @@ def from_hf(config: Mapping[str, Any], *, where: object = "config") -> MoEArchit
     family = FAMILIES.get(_SAME.get(str(model_type), str(model_type)))
     if family is None:
         known = sorted([*FAMILIES, *_SAME])
-        message = f"{model_type!r} is not supported{did_you_mean(str(model_type), known)}"
-        raise InputError(f"model_type: {message}; supported: {', '.join(known)}", where=where)
+        message = f"{model_type!r}, expected {', '.join(known)}{did_you_mean(str(model_type), known)}"
+        raise InputError(f"model_type: {message}", where=where)
     return family.architecture(config, where)
 
 
@@ -46,8 +46,8 @@ def to_hf(architecture: MoEArchitecture, family: str | None = None) -> dict[str,
         InputError: Where the family, or every family, cannot; it names what the nearest one would lose.
     """
     if family is not None and family not in FAMILIES:
-        hint = did_you_mean(family, FAMILIES)
-        raise InputError(f"{family!r} is not supported{hint}; supported: {', '.join(sorted(FAMILIES))}", where="family")
+        message = f"{family!r}, expected {', '.join(sorted(FAMILIES))}{did_you_mean(family, FAMILIES)}"
+        raise InputError(message, where="family")
     losses: dict[str, list[str]] = {}
     for name in FAMILIES if family is None else (family,):
         try:

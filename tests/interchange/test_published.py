@@ -11,8 +11,8 @@ from moe_optuna.interchange import from_hf
 
 LFM2_TYPES = ["full_attention" if layer in (2, 6, 10, 14, 18, 21) else "conv" for layer in range(24)]
 
-# name: configuration; total and active parameters in billions; what the authors count as active: all parameters, all but
-# the input embedding, or the matrices between embedding and head
+# name: configuration; total and active parameters in billions; what the authors count as active: all parameters, all
+# but the input embedding, or the matrices between embedding and head
 PUBLISHED: dict[str, tuple[dict[str, Any], float, float, str]] = {
     "Mixtral-8x22B-v0.1": ({
         "model_type": "mixtral", "hidden_size": 6144, "intermediate_size": 16384, "num_hidden_layers": 56,
