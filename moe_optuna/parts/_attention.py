@@ -137,9 +137,10 @@ class Interleaved(Part):
     parts: tuple[tuple[Attention, int], ...]
 
     def __post_init__(self) -> None:
-        for part in self.parts:
-            if not (len(part) == 2 and isinstance(part[0], Part) and type(part[1]) is int and part[1] > 0):
-                raise InputError(f"{part!r}, expected a kind and its number of layers", where="parts")
+        for part in self.parts if isinstance(self.parts, tuple) else (self.parts,):
+            fits = isinstance(part, tuple) and len(part) == 2 and isinstance(part[0], Part)
+            if not (fits and type(part[1]) is int and part[1] > 0):
+                raise InputError(f"{part!r}, expected pairs of a kind and its number of layers", where="parts")
 
     def cost(self, architecture: MoEArchitecture) -> Cost:
         raise TypeError("layers of an interleaved stack differ: ask `layers` for the kinds and each kind for its cost")
