@@ -21,7 +21,7 @@ FLOPs are training FLOPs per token, forward and backward: three times the forwar
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
@@ -218,11 +218,15 @@ class MoEArchitecture:
     @cached_property
     def full(self) -> Counts:
         """Counts in the `full` convention."""
-        return Counts(
-            flops_per_token=sum(part.flops(self.context_length, exact=True) for part in self.components),
-            active_params=sum(min(part.held, part.visited) * part.cost.active for part in self.components),
-            total_params=sum(part.held * part.cost.parameters for part in self.components),
-        )
+        return _full(self.components, self.context_length)
+
+    @property
+    def roles(self) -> dict[Role, Counts]:
+        """The `full` counts of the parts by their role; they add up to `full`."""
+        roles = dict.fromkeys(part.role for part in self.components)
+        return {
+            role: _full([part for part in self.components if part.role == role], self.context_length) for role in roles
+        }
 
     @property
     def shares(self) -> dict[str, float]:
@@ -317,6 +321,14 @@ class MoEArchitecture:
         if data.get("format") != FORMAT:
             raise InputError(f"format {data.get('format')!r}, expected {FORMAT}", where=path)
         return cls.from_dict(data["architecture"], where=path)
+
+
+def _full(components: Sequence[Component], context_length: int) -> Counts:
+    return Counts(
+        flops_per_token=sum(part.flops(context_length, exact=True) for part in components),
+        active_params=sum(min(part.held, part.visited) * part.cost.active for part in components),
+        total_params=sum(part.held * part.cost.parameters for part in components),
+    )
 
 
 def _plain(value: Any) -> Any:

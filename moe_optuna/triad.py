@@ -92,7 +92,7 @@ class Triad:
         return {name: getattr(architecture.non_embedding, name) / target - 1 for name, target in self.targets.items()}
 
     def violations(self, architecture: MoEArchitecture) -> dict[str, float]:
-        """How far each count is outside its tolerance, as a share of the target; at most 0 where met (Optuna's sign)."""
+        """How far each count is outside its tolerance, a share of the target; at most 0 where met (Optuna's sign)."""
         return {
             name: abs(deviation) - getattr(self.tolerances, name)
             for name, deviation in self.deviations(architecture).items()

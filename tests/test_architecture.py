@@ -173,6 +173,15 @@ def test_shared_experts_may_have_a_kind_and_a_width_of_their_own() -> None:
     assert biased.non_embedding == BASE.non_embedding
 
 
+@pytest.mark.parametrize("attention", KINDS_OF_ATTENTION, ids=lambda kind: kind.kind)
+def test_roles_add_up(attention: Attention) -> None:
+    a = replace(BASE, attention=attention, tied_embeddings=True)
+    assert list(a.roles) == ["embedding", "attention", "dense_ffn", "moe", "router", "norm", "head"]
+    for name in ("flops_per_token", "active_params", "total_params"):
+        assert sum(getattr(counts, name) for counts in a.roles.values()) == getattr(a.full, name)
+    assert a.roles["head"].total_params == 0 < a.roles["head"].flops_per_token
+
+
 def test_biases_are_held_and_cost_no_product() -> None:
     bare = replace(BASE, norm=Norm(), router=Router())
     biased = replace(
