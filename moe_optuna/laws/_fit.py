@@ -22,12 +22,15 @@ from moe_optuna.laws.forms import Form, form
 __all__ = ["Fit", "HeldOut", "fit"]
 
 FORMAT = 1
-_STARTS = 256
+_STARTS = 24
+"""Starting points a coefficient."""
+_BASIN = 0.02
+"""Threshold at which the starts are compared: wide enough to converge fast, narrow enough to ignore wild runs."""
 _COARSE = 400
 """Runs that the starts see; the best few of them then see all."""
 _KEPT = 16
-_WIDE_OPEN = 10.0
-"""An interval whose ends differ by more than this factor says little; the verdict is then `hardly identified`."""
+_WIDE, _OPEN = 10.0, 1000.0
+"""Factors between the ends of an interval from which a coefficient is `hardly identified` and `not identified`."""
 HELD_OUT_RULE = "runs whose compute is at least that of the largest tenth, within 10 %"
 
 
@@ -222,7 +225,7 @@ def fit(
     problem = Problem.of(wanted, wanted.read(table), table[wanted.target])
     optima_SP, objective = _search(problem, delta)
     for _ in range(3):
-        walked = profile(problem, optima_SP[0], objective, delta, labels)
+        walked = profile(problem, optima_SP, objective, delta, labels)
         if walked.better is None:
             break
         optima_SP, objective = _refine(problem, np.concatenate([walked.better[None], optima_SP]), delta)
@@ -272,7 +275,8 @@ def _search(problem: Problem, delta: float) -> tuple[Array, float]:
     n = len(problem.log_target)
     seen = np.sort(np.argsort(sum(problem.features))[:: -(-n // _COARSE)])  # every k-th run in the order of size
     coarse, weights = problem.of_runs(seen), np.ones((1, len(seen)))
-    found_SP, value_S = minimise(coarse, problem.form.starts(_STARTS), weights, delta, wide=0.5, steps=6)
+    starts = problem.form.starts(_STARTS * len(problem.low))
+    found_SP, value_S = minimise(coarse, starts, weights, max(delta, _BASIN), wide=0.5, steps=6)
     best_SP = found_SP[np.argsort(value_S)]
     return _refine(problem, _distinct(problem, best_SP)[:_KEPT], delta)
 
@@ -341,9 +345,10 @@ def _verdicts(wanted: Form, walked: Profile) -> dict[str, str]:
         elif low or high:
             end = "lower" if low else "upper"
             verdicts[parameter.name] = f"not identified: the data set no {end} end of its interval"
-        elif magnitude and walked.high[i] - walked.low[i] > np.log(_WIDE_OPEN):
+        elif magnitude and walked.high[i] - walked.low[i] > np.log(_WIDE):
             factor = np.exp(walked.high[i] - walked.low[i])
-            verdicts[parameter.name] = f"hardly identified: the ends of its interval differ by a factor of {factor:.2g}"
+            how = "not" if factor > _OPEN else "hardly"
+            verdicts[parameter.name] = f"{how} identified: the ends of its interval differ by a factor of {factor:.2g}"
         else:
             verdicts[parameter.name] = "identified"
     return verdicts

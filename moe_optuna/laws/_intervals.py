@@ -98,12 +98,15 @@ def spread(
 
 
 def profile(
-    problem: Problem, phi_P: Array, objective: float, delta: float, groups: NDArray[np.intp], *, level: float = 0.95
+    problem: Problem, optima_SP: Array, objective: float, delta: float, groups: NDArray[np.intp], *, level: float = 0.95
 ) -> Profile:
     """Profile intervals of every coefficient: one batch of constrained fits walks all ends at once.
 
-    The signed root of the rise is nearly linear in the coefficient, so a secant in it closes in a few rounds.
+    Each constrained fit starts from the optimum moved along the valley, from its neighbour towards the optimum, and
+    from the other basins (`optima_SP`, the best first). The signed root of the rise is nearly linear in the
+    coefficient, so a secant in it closes in a few rounds.
     """
+    phi_P = optima_SP[0]
     p, n = len(phi_P), len(problem.log_target)
     inverse, covariance = spread(problem, phi_P, delta, groups)
     index, sign = np.tile(np.arange(p), 2), np.repeat([-1.0, 1.0], p)
@@ -138,14 +141,17 @@ def profile(
         if not len(live):
             break
         at_S = centre_S[live] + sign[live] * distance_S[live]
-        starts = np.stack([here_SP[live] + (at_S - centre_S[live])[:, None] * tangent_SP[live], nearest_SP[live]])
+        along_SP = here_SP[live] + (at_S - centre_S[live])[:, None] * tangent_SP[live]
+        basins = (to_SPP[live] @ optima_SP[1:, None, :, None])[..., 0]
+        starts = np.concatenate([np.stack([along_SP, nearest_SP[live]]), basins])
         starts[:, np.arange(len(live)), index[live]] = at_S
         found, value = minimise(
-            walk.part(np.tile(live, 2)), starts.reshape(-1, p), np.ones((1, n)), delta,
-            wide=_NARROW * delta, free_SP=np.tile(free_SP[live], (2, 1)), steps=40,
+            walk.part(np.tile(live, len(starts))), starts.reshape(-1, p), np.ones((1, n)), delta,
+            wide=_NARROW * delta, free_SP=np.tile(free_SP[live], (len(starts), 1)), steps=40,
         )  # fmt: skip
-        value_S, which = value.reshape(2, -1).min(0), value.reshape(2, -1).argmin(0)
-        found_SP = found.reshape(2, -1, p)[which, np.arange(len(live))]
+        value = value.reshape(len(starts), -1)
+        value_S, which = value.min(0), value.argmin(0)
+        found_SP = found.reshape(len(starts), -1, p)[which, np.arange(len(live))]
         if value_S.min() < least * (1 - 1e-6):
             least = float(value_S.min())
             better = np.linalg.solve(to_SPP[live[value_S.argmin()]], found_SP[value_S.argmin()])

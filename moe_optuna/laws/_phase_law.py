@@ -153,7 +153,7 @@ class PhaseLaw:
         """
         theta = self.draws()
         floors = np.exp(theta[:, 0]) / (1 + np.exp(-theta[:, 1]))
-        return float(floors[0]), interval(floors[1:]), bool(self.covariance[1, 1] < 0.25)
+        return float(floors[0]), interval(floors[1:]), bool(self.covariance[1, 1] < 0.5)
 
     def optima(self, name: str, compute: ArrayLike) -> Array:
         """Optimum of an axis at budgets (b,): the best in row 0, then draws, (s, b)."""

@@ -22,11 +22,10 @@ import numpy as np
 from moe_optuna.laws._phase_law import LawAxis, PhaseLaw
 from moe_optuna.laws.axis import Array, AxisForm
 
-__all__ = ["BUDGETS", "FLOPS_PER_TOKEN", "SOURCE", "phases"]
+__all__ = ["BUDGETS", "SOURCE", "phases"]
 
 SOURCE = "published holistic laws, arXiv:2603.21862v1; M, D and the optima after its tables, curvatures derived"
 POLE = 289 / 9
-FLOPS_PER_TOKEN = (0.04368, 0.5437)  # M = a C^b
 BUDGETS = np.array([1e18, 3e18, 1e19, 3e19, 1e20, 3e20])
 COMPUTE_DENSITY = np.array([10.95, 9.90, 9.22, 8.77, 8.35, 8.22])
 EXPANSION_RATIO = np.array([19.23, 19.33, 20.69, 20.78, 21.29, 22.07])

@@ -25,6 +25,7 @@ from moe_optuna.errors import InputError
 from moe_optuna.laws._phase_law import DRAWS, LawAxis, PhaseLaw, group_of
 from moe_optuna.laws.axis import Array, AxisFit, AxisForm, FormName, fit_axes
 from moe_optuna.laws.band import Growth, growth, interval
+from moe_optuna.laws.published import PUBLISHED
 
 __all__ = ["FittedAxis", "LadderLaws", "PowerLaw", "fit_ladder"]
 
@@ -66,6 +67,14 @@ class PowerLaw:
             quantity, float(np.exp(log_a[0])), float(b[0]), (float(np.exp(low)), float(np.exp(high))), interval(b[1:]),
             offset, points,
         )  # fmt: skip
+
+    def draws(self, compute: ArrayLike) -> Array:
+        """Values at budgets (b,), the best in row 0, then draws of a alone, (s, b); for a law that is given and not
+        fitted.
+        """
+        sd = float(np.log(self.a_interval[1] / self.a_interval[0])) / (2 * 1.96)
+        normal = np.vstack([np.zeros((1, 1)), np.random.default_rng(0).standard_normal((DRAWS, 1))])
+        return np.asarray(self(compute) * np.exp(sd * normal))
 
     def __call__(self, compute: ArrayLike) -> Array:
         return np.asarray(self.offset + self.a * np.asarray(compute, float) ** self.b)
@@ -155,9 +164,11 @@ class LadderLaws:
         """
         from moe_optuna.laws import _published_ladder as published
 
-        a, b = published.FLOPS_PER_TOKEN
+        law = PUBLISHED["holistic_flops_per_token"]
+        a, b = law.coefficients["a"], law.coefficients["b"]
         points = _points(published.BUDGETS, (a * published.BUDGETS**b)[None])
-        laws = {"flops_per_token": PowerLaw("flops_per_token", a, b, (a, a), (b, b), 0.0, points)}
+        spread = (a * np.exp(-1.96 * law.error), a * np.exp(1.96 * law.error))
+        laws = {"flops_per_token": PowerLaw("flops_per_token", a, b, spread, (b, b), 0.0, points)}
         ladder = cls(
             "holistic", 0.0, tuple(published.BUDGETS), published.phases(), (), laws, {}, None, published.SOURCE
         )
@@ -186,7 +197,7 @@ class LadderLaws:
             if any(axis.name == quantity for axis in law.axes):
                 return law.optima(quantity, compute)
         if quantity in self.power_laws:  # an allocation that no phase searched
-            return np.tile(self.power_laws[quantity](compute), (1 + DRAWS, 1))
+            return self.power_laws[quantity].draws(compute)
         raise InputError(f"no law of {quantity}, expected runs that searched it", where="laws")
 
     @property
@@ -559,7 +570,7 @@ def _hold_out(
             "found_interval": list(fitted.interval),
             "found_band": list(fitted.band),
             "error_in_band_widths": float(form.t(value) - form.t(fitted.optimum)) / width if width > 0 else None,
-            "covered": bool(span[0] <= fitted.interval[1] and fitted.interval[0] <= span[1]),
+            "consistent": bool(span[0] <= fitted.interval[1] and fitted.interval[0] <= span[1]),
         }
     predicted, span = others.predict("loss", compute)
     outcome, outcome_span = ladder.phases[max(ladder.phases)].level([compute])[:, 0][0], None
@@ -574,7 +585,7 @@ def _hold_out(
             "found": float(outcome),
             "found_interval": outcome_span,
             "error": predicted / float(outcome) - 1,
-            "covered": bool(outcome_span is None or (span[0] <= outcome_span[1] and outcome_span[0] <= span[1])),
+            "consistent": bool(outcome_span is None or (span[0] <= outcome_span[1] and outcome_span[0] <= span[1])),
         },
         "axes": axes,
         **_score_runs(others, table, compute),

@@ -130,16 +130,16 @@ def test_the_leverage_law_on_the_points_of_figure_8(shared_data: Path):
 @pytest.mark.parametrize(
     ("law", "truth", "rows"),
     [
-        ("chinchilla", TRUTH, 200),
-        ("routed", dict(PUBLISHED["clark_s_base"].coefficients), 200),
+        ("chinchilla", TRUTH, 120),
+        ("routed", dict(PUBLISHED["clark_s_base"].coefficients), 120),
         ("power", {"a": 50.43, "b": -0.0663}, 40),
         ("floored_power", {"E": 1.7, "A": 3000.0, "alpha": 0.2}, 60),
     ],
 )
 def test_intervals_cover_the_truth(law, truth, rows):
-    """A small version of the benchmark: 12 repetitions, all coefficients together."""
+    """A small version of the benchmark: 8 repetitions, all coefficients together."""
     covered = []
-    for seed in range(12):
+    for seed in range(8):
         found = fit(law, simulate(law, rows, seed, **truth), bootstraps=0)
         covered += [low <= truth[name] <= high for name, (low, high) in found.intervals.items()]
         assert found.rmse_log == pytest.approx(0.01, rel=0.3)
