@@ -304,7 +304,7 @@ def _deviation(columns: Columns, triad: Triad) -> Floats:
     return np.asarray(sum((columns[name] / target - 1) ** 2 for name, target in triad.targets.items()))
 
 
-# What hardware likes: its name, whether an architecture has it (m,), and what is best among those (m,), None for the loss.
+# What hardware likes: its name, whether an architecture has it (m,), what counts among those (m,), None for the loss.
 _Wish = tuple[str, Callable[[Columns], NDArray[np.bool_]], Callable[[Columns], Floats] | None]
 
 

@@ -1,0 +1,230 @@
+"""The laws of simulated ladders whose optima are known power laws, down to small noisy ladders."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from moe_optuna.errors import InputError
+from moe_optuna.laws.ladder import LadderLaws, fit_ladder
+
+POLE = 289 / 9
+AXES = {0: ("flops_per_token",), 1: ("compute_density", "expansion_ratio"), 2: ("d_model",)}
+QUANTITIES = ("flops_per_token", "compute_density", "expansion_ratio", "d_model")
+
+
+def optimum(compute: float) -> dict[str, float]:
+    scale = compute / 1e18
+    return {
+        "flops_per_token": 0.04368 * compute**0.5437,
+        "compute_density": 6 + 4.65 * scale**-0.142,
+        "expansion_ratio": 19.2 * scale**0.0243,
+        "d_model": 470 * scale**0.22,
+    }
+
+
+def coordinate(name: str, x: np.ndarray) -> np.ndarray:
+    if name == "compute_density":
+        return np.log(x - 6)
+    return np.log((x - 1) / (POLE - x)) if name == "expansion_ratio" else np.log(x)
+
+
+def least(compute: float) -> float:
+    return 1.7 + 1.5 * (compute / 1e18) ** -0.1
+
+
+def excess(name: str, compute: float, x: np.ndarray) -> np.ndarray:
+    delta = coordinate(name, x) - coordinate(name, optimum(compute)[name])
+    flatter = (compute / 1e18) ** -0.02
+    if name in ("compute_density", "expansion_ratio"):
+        return {"compute_density": 0.016, "expansion_ratio": 0.03}[name] * flatter * (np.cosh(delta) - 1)
+    return {"flops_per_token": 0.02, "d_model": 0.06}[name] * flatter * delta**2
+
+
+def runs(budgets: list[float], each: tuple[int, int, int], noise: float, seed: int) -> dict[str, np.ndarray]:
+    """Columns of runs.csv of a ladder, `each` runs a phase."""
+    rng = np.random.default_rng(seed)
+    rows = []
+    for compute in budgets:
+        best = optimum(compute)
+        for phase, count in enumerate(each):
+            for _ in range(count):
+                row = best | {"phase": phase, "compute": compute, "n_experts": 288, "top_k": 8, "n_shared_experts": 1}
+                row["state"] = "complete"
+                if phase == 0:
+                    row["flops_per_token"] = best["flops_per_token"] * np.exp(rng.uniform(-1.5, 1.5))
+                elif phase == 1:
+                    row["compute_density"] = 6 + 11 ** rng.random()
+                    row["expansion_ratio"] = rng.uniform(12, 30)
+                else:
+                    row["d_model"] = best["d_model"] * np.exp(rng.uniform(-0.5, 0.5))
+                shape = sum(excess(name, compute, row[name]) for name in AXES[phase])
+                row["loss"] = least(compute) * (1 + shape) * np.exp(noise * rng.standard_normal())
+                rows.append(row)
+    return {name: np.array([row[name] for row in rows]) for name in rows[0]}
+
+
+def test_planted_laws_are_recovered_and_extrapolated() -> None:
+    laws = fit_ladder(runs([1e18, 3e18, 1e19, 3e19], (10, 30, 20), 0.0005, 0))
+    truth = optimum(3e20)
+    for name in QUANTITIES:
+        value, (low, high) = laws.predict(name, 3e20)
+        assert value == pytest.approx(truth[name], rel=0.06), name
+        assert low <= truth[name] <= high, name
+    assert laws.power_laws["flops_per_token"].b == pytest.approx(0.5437, abs=0.02)
+    assert laws.power_laws["compute_density"].b == pytest.approx(-0.142, abs=0.02)
+    assert laws.power_laws["compute_density"](1e20) == pytest.approx(6 + 4.65 * 100**-0.142, rel=0.01)
+    assert laws.power_laws["d_model"].b == pytest.approx(0.22, abs=0.02)
+    assert laws.predict("active_params", 3e20)[0] == pytest.approx(
+        truth["flops_per_token"] / truth["compute_density"], rel=0.06
+    )
+    assert laws.predict("tokens", 3e20)[0] == pytest.approx(3e20 / laws.predict("flops_per_token", 3e20)[0])
+    loss, (low, high) = laws.predict("loss", 3e20)
+    assert loss == pytest.approx(least(3e20), rel=0.005)
+    assert low <= least(3e20) <= high
+
+
+def test_intervals_of_small_noisy_ladders_cover_what_they_extrapolate_to() -> None:
+    covered, growths = [], []
+    for seed in range(12):
+        laws = fit_ladder(runs([1e18, 3e18, 1e19], (5, 12, 6), (0.003, 0.01)[seed % 2], seed), score=False)
+        truth = optimum(1e20) | {"loss": least(1e20)}
+        for name, value in truth.items():
+            low, high = laws.predict(name, 1e20)[1]
+            covered.append(low <= value <= high)
+        growths.append(laws.growth["d_model"]["relative"].verdict)
+    assert 0.88 <= np.mean(covered) <= 1.0
+    assert growths.count("can't tell") >= 8  # so few and so noisy runs cannot tell the growth of a band
+
+
+def test_fits_of_a_budget_use_its_own_runs_where_they_suffice() -> None:
+    laws = fit_ladder(runs([1e18, 1e19], (4, 36, 20), 0.001, 0))
+    own = {(f.axis, f.compute): f for f in laws.axes}
+    assert own["flops_per_token", 1e18].pooled
+    assert not own["compute_density", 1e18].pooled
+    for name in QUANTITIES[1:]:
+        fit = own[name, 1e19]
+        assert coordinate(name, fit.optimum) == pytest.approx(coordinate(name, optimum(1e19)[name]), abs=0.06)
+        assert fit.interval[0] <= optimum(1e19)[name] <= fit.interval[1]
+        assert fit.band[0] <= fit.optimum <= fit.band[1]
+        assert fit.loss == pytest.approx(least(1e19), rel=0.002)
+        assert fit.predict(fit.optimum)[0] == pytest.approx(fit.loss, rel=1e-6)
+    pooled = own["flops_per_token", 1e18]
+    grid = np.geomspace(*pooled.range, 2001)
+    assert grid[pooled.predict(grid).argmin()] == pytest.approx(pooled.optimum, rel=0.01)
+    assert pooled.predict(pooled.optimum)[0] == pytest.approx(pooled.loss, rel=1e-4)
+
+
+def test_the_band_widens_where_curvature_falls() -> None:
+    laws = fit_ladder(runs([1e18, 1e19, 1e20, 1e21], (10, 40, 40), 0.0003, 0), score=False)
+    assert laws.growth["d_model"]["relative"].verdict == "widens"
+    assert laws.growth["d_model"]["absolute"].verdict == "widens"
+    (low, high), low_span, high_span = laws.band("d_model", 1e20)
+    reach = np.sqrt(0.001 / (0.06 * 100**-0.02))
+    assert (low, high) == pytest.approx(optimum(1e20)["d_model"] * np.exp([-reach, reach]), rel=0.05)
+    assert low_span[0] < low < low_span[1] < high_span[0] < high < high_span[1]
+
+
+def test_the_largest_budget_is_held_out_and_compared() -> None:
+    table = runs([1e18, 3e18, 1e19], (8, 24, 16), 0.001, 1)
+    held_out = fit_ladder(table).held_out
+    assert held_out["compute"] == 1e19
+    assert held_out["rows"] == 48
+    assert held_out["rmse_log"] < 0.006
+    assert 0.85 <= held_out["coverage"] <= 1
+    assert abs(held_out["loss"]["error"]) < 0.005
+    for name in QUANTITIES:
+        assert abs(held_out["axes"][name]["error_in_band_widths"]) < 1
+        assert held_out["axes"][name]["consistent"]
+
+
+def test_pruned_runs_count_as_worse_than_the_best() -> None:
+    table = runs([1e18, 1e19], (6, 24, 12), 0.001, 2)
+    bad = (table["phase"] == 1) & (table["compute_density"] > 11)
+    pruned = table | {"state": np.where(bad, "pruned", "complete"), "loss": np.where(bad, 9.0, table["loss"])}
+    laws = fit_ladder(pruned, score=False)
+    assert laws.predict("compute_density", 1e19)[0] == pytest.approx(optimum(1e19)["compute_density"], rel=0.06)
+    assert laws.predict("loss", 1e19)[0] == pytest.approx(least(1e19), rel=0.003)
+
+
+def test_repeats_of_an_architecture_tell_the_noise() -> None:
+    table = runs([1e18, 1e19], (0, 20, 0), 0.0, 3)
+    table = {name: np.repeat(column, 3) for name, column in table.items()}
+    for name in ("d_dense", "d_expert", "n_heads"):
+        table[name] = np.repeat(np.arange(40), 3)
+    table["loss"] = table["loss"] * np.exp(0.01 * np.random.default_rng(0).standard_normal(120))
+    assert fit_ladder(table, score=False).noise == pytest.approx(0.01, rel=0.3)
+    assert fit_ladder(table, noise=0.012, score=False).noise == pytest.approx(0.012, rel=0.1)
+
+
+def test_one_budget_and_few_runs_still_give_laws_with_wide_intervals() -> None:
+    laws = fit_ladder(runs([1e18], (4, 6, 4), 0.003, 0))
+    assert laws.held_out is None
+    assert laws.growth == {}
+    for name in QUANTITIES:
+        low, high = laws.predict(name, 1e20)[1]
+        assert low < optimum(1e20)[name] < high, name
+        assert coordinate(name, np.float64(high)) - coordinate(name, np.float64(low)) > 0.2
+
+
+def test_laws_json_comes_back_as_it_was(tmp_path: Path) -> None:
+    laws = fit_ladder(runs([1e18, 3e18, 1e19], (5, 12, 8), 0.003, 0), space="cpu")
+    laws.save(tmp_path / "laws.json")
+    data = json.loads((tmp_path / "laws.json").read_text())
+    assert data["format"] == 1
+    assert {"space", "noise", "axes", "power_laws", "held_out"} <= set(data)
+    assert {"compute", "phase", "axis", "form", "coefficients", "optimum", "interval", "band", "band_noise", "loss",
+            "points"} <= set(data["axes"][0])  # fmt: skip
+    again = LadderLaws.load(tmp_path / "laws.json")
+    assert again.to_dict() == laws.to_dict()
+    for name in (*QUANTITIES, "loss", "total_params"):
+        value, interval = laws.predict(name, 1e20)
+        assert again.predict(name, 1e20)[0] == pytest.approx(value)
+        assert again.predict(name, 1e20)[1] == pytest.approx(interval)
+
+
+def test_the_published_laws_are_those_of_the_reference() -> None:
+    laws = LadderLaws.published()
+    table = {1e18: (0.2672e9, 24.8e6, 0.538e9), 1e19: (0.9345e9, 101.5e6, 2.23e9), 3e20: (5.9390e9, 726e6, 15.85e9)}
+    for compute, (flops, active, total) in table.items():
+        assert laws.predict("flops_per_token", compute)[0] == pytest.approx(flops, rel=1e-3)
+        assert laws.predict("active_params", compute)[0] == pytest.approx(active, rel=0.04)
+        assert laws.predict("total_params", compute)[0] == pytest.approx(total, rel=0.12)
+    assert not laws.knows_loss
+    (low, high), *_ = laws.band("expansion_ratio", 3e20)
+    assert 18 < low < 22.07 < high < 25
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({"loss": None}, "loss: no such column"),
+        ({"compute_density": ["x"] * 46}, "compute_density: not a number"),
+        ({"state": ["failed"] * 46}, "no phase with 3 complete runs"),
+        ({"compute_density": [5.0, 7.0] * 23}, "above 6"),
+    ],
+)
+def test_bad_runs_are_named(change: dict, expected: str) -> None:
+    table = runs([1e18, 1e19], (5, 12, 6), 0.003, 0) | change
+    with pytest.raises(InputError, match=expected):
+        fit_ladder({name: column for name, column in table.items() if column is not None})
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("[]", "expected an object"),
+        ("{", "not JSON"),
+        ('{"format": 2}', "format 2, expected 1"),
+        ('{"format": 1}', "laws of a ladder"),
+    ],
+)
+def test_a_wrong_laws_file_is_named(tmp_path: Path, text: str, expected: str) -> None:
+    path = tmp_path / "laws.json"
+    path.write_text(text)
+    with pytest.raises(InputError, match=expected) as caught:
+        LadderLaws.load(path)
+    assert str(path) in str(caught.value)
+    with pytest.raises(InputError, match="No such file"):
+        LadderLaws.load(tmp_path / "none.json")

@@ -1,0 +1,153 @@
+"""`plan` against the published figures, and for a search of one's own."""
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from moe_optuna.errors import InputError
+from moe_optuna.laws import LadderLaws, fit_ladder
+from moe_optuna.search.blueprint import Blueprint, plan
+from moe_optuna.space import SearchSpace
+
+KEYS = {
+    "compute", "flops_per_token", "tokens", "triad", "architecture", "band", "alternatives", "predicted_loss", "source",
+    "intervals", "held_out", "format",
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def published() -> Blueprint:
+    return plan(3e20)
+
+
+@pytest.fixture(scope="module")
+def own() -> LadderLaws:
+    """Laws of a ladder in the `cpu` space, with a known optimum."""
+    space = SearchSpace.load("cpu")
+    rng = np.random.default_rng(0)
+    rows = []
+    for compute in space.budgets:
+        for number, phase in enumerate((space.phase_zero(compute), space.phase_one(compute))):
+            for index in rng.choice(len(phase.lattice), min(16, len(phase.lattice)), replace=False):
+                a = phase.lattice[int(index)]
+                loss = 2.0 * (compute / 1e11) ** -0.06
+                loss *= 1 + 0.01 * math.log(a.non_embedding.flops_per_token / (0.8 * compute**0.5)) ** 2
+                if number:
+                    loss *= 1 + 0.01 * math.log((a.compute_density - 6) / 3) ** 2 + 0.01 * (a.expansion_ratio - 3) ** 2
+                counts = a.non_embedding
+                rows.append(
+                    {
+                        "phase": number, "compute": compute, "loss": loss * math.exp(0.002 * rng.standard_normal()),
+                        "compute_density": a.compute_density, "expansion_ratio": a.expansion_ratio,
+                        "flops_per_token": counts.flops_per_token, **a.to_dict(),
+                    }
+                )  # fmt: skip
+    return fit_ladder({name: np.array([row[name] for row in rows]) for name in rows[0]}, space="cpu")
+
+
+def test_the_published_blueprint_at_3e20_is_that_of_the_paper(published: Blueprint) -> None:
+    assert published.flops_per_token == pytest.approx(5.94e9, rel=1e-3)
+    assert published.tokens == pytest.approx(50.5e9, rel=2e-3)
+    counts = published.architecture.non_embedding
+    assert counts.flops_per_token == pytest.approx(5.94e9, rel=0.05)
+    assert counts.active_params == pytest.approx(7.26e8, rel=0.1)
+    assert 20 <= published.architecture.expansion_ratio <= 23
+    assert 1248 <= published.architecture.d_model <= 2200
+    assert (published.architecture.n_experts, published.architecture.top_k) == (288, 8)
+    assert published.triad.admits(published.architecture)
+    assert published.architecture in SearchSpace.load("holistic").lattice(published.triad)
+
+
+def test_every_axis_has_a_band_around_the_architecture(published: Blueprint) -> None:
+    assert set(published.band) == {"compute_density", "expansion_ratio", "d_model"}
+    for axis, (low, high) in published.band.items():
+        assert low < getattr(published.architecture, axis) < high
+        (a, b), (c, d) = published.band_intervals[axis]
+        assert a <= low <= b
+        assert c <= high <= d
+
+
+def test_alternatives_lie_in_the_band_and_say_what_they_are_better_at(published: Blueprint) -> None:
+    assert len(published.alternatives) >= 3
+    assert len({each.architecture for each in published.alternatives}) == len(published.alternatives)
+    for each in published.alternatives:
+        assert each.architecture != published.architecture
+        assert published.triad.admits(each.architecture)
+        assert each.interval[0] <= each.excess <= each.interval[1]
+        assert each.excess <= 0.0012
+    reasons = {each.why: each.architecture for each in published.alternatives}
+    for why, architecture in reasons.items():
+        if "d_model is a multiple of 256" in why:
+            assert architecture.d_model % 256 == 0
+        if "8 pipeline stages" in why:
+            assert architecture.n_layers % 8 == 0
+        if "all-to-all" in why:
+            ours, theirs = (
+                a.top_k * a.d_model * a.n_moe_layers for a in (published.architecture, architecture)
+            )  # fmt: skip
+            assert theirs < ours
+
+
+def test_what_is_not_published_is_null_with_its_reason(published: Blueprint) -> None:
+    assert published.predicted_loss is None
+    assert "loss" in published.no_loss
+    assert "arXiv:2603.21862" in published.source
+
+
+def test_json_has_the_keys_of_the_design_and_comes_back(published: Blueprint, tmp_path: Path) -> None:
+    published.save(tmp_path / "blueprint.json")
+    data = json.loads((tmp_path / "blueprint.json").read_text())
+    assert set(data) >= KEYS
+    assert "NaN" not in (tmp_path / "blueprint.json").read_text()
+    again = Blueprint.load(tmp_path / "blueprint.json")
+    assert again == published
+    assert again.to_dict() == data
+
+
+@pytest.mark.parametrize("compute", [1e17, 1e18, 1e19, 2e19, 1e20, 5e21])
+def test_any_budget_has_an_architecture_that_meets_its_triad(compute: float) -> None:
+    blueprint = plan(compute)
+    assert blueprint.triad.admits(blueprint.architecture)
+    assert blueprint.flops_per_token * blueprint.tokens == pytest.approx(compute)
+    outside = not 1e18 <= compute <= 3e20
+    assert any("extrapolation" in note for note in blueprint.notes) == outside
+
+
+def test_one_s_own_laws_plan_the_target_of_their_space(own: LadderLaws, tmp_path: Path) -> None:
+    space = SearchSpace.load("cpu")
+    blueprint = plan(space.target, laws=own, space=space)
+    assert blueprint.triad.admits(blueprint.architecture)
+    assert blueprint.predicted_loss == pytest.approx(2.0 * 100**-0.06, rel=0.03)
+    low, high = blueprint.intervals["predicted_loss"]
+    assert low < 2.0 * 100**-0.06 < high
+    assert blueprint.architecture.compute_density == pytest.approx(9, rel=0.1)
+    assert blueprint.architecture.expansion_ratio == pytest.approx(3, rel=0.15)
+    assert blueprint.held_out["compute"] == space.budgets[-1]
+    own.save(tmp_path / "laws.json")
+    again = plan(space.target, laws=LadderLaws.load(tmp_path / "laws.json"))
+    assert again.architecture == blueprint.architecture
+    assert again.space == "cpu"
+
+
+@pytest.mark.parametrize("compute", [-1.0, 0, math.nan, math.inf, "3e20", True])
+def test_a_bad_budget_is_named(compute: object) -> None:
+    with pytest.raises(InputError, match=r"compute: .*positive finite"):
+        plan(compute)
+
+
+def test_a_budget_without_an_architecture_says_why() -> None:
+    with pytest.raises(InputError, match=r"expected at least 1|no architecture"):
+        plan(1e12)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"), [("[]", "expected an object"), ("{", "not JSON"), ('{"format": 1}', "not a blueprint")]
+)
+def test_a_wrong_blueprint_file_is_named(tmp_path: Path, text: str, expected: str) -> None:
+    path = tmp_path / "blueprint.json"
+    path.write_text(text)
+    with pytest.raises(InputError, match=expected):
+        Blueprint.load(path)
