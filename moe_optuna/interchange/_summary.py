@@ -14,9 +14,9 @@ __all__ = ["count_payload"]
 def count_payload(architecture: MoEArchitecture) -> dict[str, Any]:
     """The architecture and its counts as plain data.
 
-    `roles` divides the `full` counts among embedding, attention, dense_ffn, moe, router, norm and head; `shares` and the
-    ratios are of the `non_embedding` convention. `memory` is in bytes, for training on one device with one
-    sequence in a micro-batch, by the rule of `moe_optuna.memory`.
+    `roles` divides the `full` counts among embedding, attention, dense_ffn, moe, router, norm and head. `shares` and
+    the ratios are of the `non_embedding` convention. `memory` is in bytes, for training on one device with one sequence
+    in a micro-batch, by the rule of `moe_optuna.memory`.
     """
     return {
         "architecture": architecture.to_dict(),
