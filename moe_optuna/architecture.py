@@ -92,8 +92,8 @@ class Component:
 def _pair_flops(cost: Cost, context: int, exact: bool) -> int:
     """Training FLOPs per token of the products over (query, key) pairs: the mean over positions, rounded.
 
-    Exact: query i sees min(i, window) keys, i = 1 ... context. Otherwise the halved form of the papers, which is half
-    a key less on the mean.
+    Exact: query i sees min(i, window) keys, i = 1 ... context. Otherwise the halved form of the papers: context / 2
+    keys on the mean where there is no window.
     """
     window = min(cost.window or context, context)
     pairs_twice = window * (window + exact) + 2 * window * (context - window)

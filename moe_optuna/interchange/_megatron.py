@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import replace
 
 from moe_optuna.architecture import MoEArchitecture
@@ -122,5 +123,5 @@ def _grouped(a: MoEArchitecture, biased: bool) -> tuple[Attention, Flags]:
 def megatron_script(architecture: MoEArchitecture) -> str:
     """The flags as a bash array, to be sourced and passed as ``"${MODEL_ARGS[@]}"``."""
     flags = to_megatron(architecture)
-    lines = [flag if setting is True else f'{flag} "{setting}"' for flag, setting in flags.items()]
+    lines = [flag if setting is True else f"{flag} {shlex.quote(str(setting))}" for flag, setting in flags.items()]
     return "\n".join(["MODEL_ARGS=(", *(f"    {line}" for line in lines), ")", ""])

@@ -154,6 +154,15 @@ def test_sliding_windows_lower_the_flops_and_nothing_else() -> None:
     assert mixed.full.total_params == full.full.total_params
 
 
+def test_ling_has_the_parts_of_glm() -> None:
+    """Not part of transformers: its authors' module holds what a GLM-4.5 of the same dimensions holds."""
+    same = {key: QWEN[key] for key in QWEN if key not in ("model_type", "num_experts")}
+    same |= {"first_k_dense_replace": 1, "use_qk_norm": True, "max_position_embeddings": 64}
+    ling = from_hf(same | {"model_type": "bailing_moe", "num_experts": 8, "num_shared_experts": 1})
+    assert ling == from_hf(same | {"model_type": "glm4_moe", "n_routed_experts": 8, "n_shared_experts": 1})
+    assert ling == from_hf(same | {"model_type": "bailing_moe_v2", "num_experts": 8, "num_shared_experts": 1})
+
+
 def test_order_of_dense_layers_does_not_matter() -> None:
     every_other = from_hf(QWEN | {"decoder_sparse_step": 2})
     assert (every_other.n_dense_layers, every_other.n_moe_layers) == (2, 2)
