@@ -1,4 +1,4 @@
-"""From all solutions to the one that stands for its place: at the proxy width, or nearest to the triad."""
+"""From all solutions to the one that stands for its place: at the median width, or nearest to the triad."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from moe_optuna.space._solve import Columns, Problem
 
-__all__ = ["at_width", "join", "nearest_each"]
+__all__ = ["at_median", "join", "nearest_each"]
 
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
@@ -42,33 +42,14 @@ def nearest_each(problem: Problem, targets: Floats, keys: Sequence[str]) -> Colu
     return _first_of_each(join(best), keys, [np.concatenate(deviations)])[0]
 
 
-def at_width(problem: Problem, targets: Floats, d_model: Floats) -> Columns:
-    """One solution for each pair that has any: the nearest to the wished d_model (pairs,), and of those the nearest to
-    the targets (pairs, 3). Looks at a window of d_model that grows until it holds a solution."""
+def at_median(problem: Problem, targets: Floats) -> Columns:
+    """One solution for each pair that has any, sorted by pair: at the median of the distinct d_model of the pair's
+    solutions (of two in the middle the lower), and there the nearest to the targets (pairs, 3)."""
     step = problem.dimensions.d_model.multiple
-    wished = np.isfinite(d_model) & (d_model > 0)
-    centre = np.rint(np.where(wished, d_model, 0) / step).astype(np.int64)
-    open_pairs, found, reach = np.flatnonzero(wished), [], 0
-    while len(open_pairs):
-        at = centre[open_pairs]
-        part = problem.part(open_pairs, (at - reach, at + reach))
-        pieces, orders = [], []
-        for runs in part.runs():
-            chosen, deviation = runs.nearest(targets[open_pairs])
-            pieces.append(chosen)
-            orders.append(deviation)
-        solved = np.empty(0, dtype=np.int64)
-        if pieces and sum(len(order) for order in orders):
-            columns = join(pieces)
-            distance = np.abs(columns["d_model"] // step - at[columns["pair"]]).astype(float)
-            columns, _ = _first_of_each(columns, ["pair"], [distance, np.concatenate(orders)])
-            solved = columns["pair"]
-            found.append(columns | {"pair": open_pairs[solved]})
-        left = np.ones(len(open_pairs), dtype=bool)
-        left[solved] = False
-        # The proxy is the middle of the interval, so that four times it is far beyond its end.
-        open_pairs = open_pairs[left & (reach < 3 * at)]
-        reach = 2 * reach + 1
-    columns = join(found)
-    order = np.argsort(columns["pair"]) if columns else None
-    return {name: column[order] for name, column in columns.items()}
+    apart = problem.dimensions.d_model.high // step + 1
+    keys = [np.unique(runs.columns["pair"] * apart + runs.columns["d_model"] // step) for runs in problem.runs()]
+    pair, width = np.divmod(np.unique(np.concatenate([np.empty(0, dtype=np.int64), *keys])), apart)
+    solved, begin, size = np.unique(pair, return_index=True, return_counts=True)
+    median = width[begin + (size - 1) // 2]
+    columns = nearest_each(problem.part(solved, (median, median)), targets[solved], ["pair"])
+    return columns | {"pair": solved[columns["pair"]]} if columns else {}

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from moe_optuna.architecture import MoEArchitecture
 from moe_optuna.errors import InputError
 from moe_optuna.space._axis import Axis
-from moe_optuna.space._choose import at_width, join, nearest_each
+from moe_optuna.space._choose import at_median, join, nearest_each
 from moe_optuna.space._closed_form import ClosedForm
 from moe_optuna.space._diagnosis import Diagnosis, diagnose, reason
 from moe_optuna.space._lattice import Lattice
@@ -32,7 +32,7 @@ __all__ = ["Phase"]
 
 Floats = NDArray[np.float64]
 
-REACH = 0.1
+REACH = 0.15
 """How far from an architecture a point may lie to mean it, as a share of each axis's range."""
 
 _ATTRIBUTES = (
@@ -195,17 +195,22 @@ def _grid(low: float, high: float, half: float) -> Floats:
     return np.asarray(low * np.exp(ratio * (np.arange(count) + 0.5)))
 
 
+def _cell(space: SearchSpace) -> Tolerances:
+    """The tolerances of a cell of phases 0 and 1."""
+    held, resolution = space.tolerances, space.axes.resolution or 1.0
+    return Tolerances(held.flops_per_token, min(held.active_params, resolution), min(held.total_params, resolution))
+
+
 def _cells(space: SearchSpace, targets: Floats, tolerances: Tolerances) -> tuple[Columns, Floats]:
     """One architecture for each of the targets (n, 3) that has any, at its proxy width: the median of the feasible
-    d_model, which is the middle of the closed form's interval. Returns dimensions and targets, (m,) and (m, 3)."""
+    d_model (arXiv:2603.21862, section 4). Returns dimensions and targets, (m,) and (m, 3)."""
     relative = (tolerances.flops_per_token, tolerances.active_params, tolerances.total_params)
     pieces, aims = [], []
     for rows, rules in space.scales(targets[:, 0]):
         first = Rules(rules.dimensions.first, rules.infrastructure)
         problem, row = first.problem(Bands.around(targets[rows], relative))
         aim = targets[rows][row]
-        low, high = _interval(first, aim, problem.combinations)
-        columns = at_width(problem, aim, (low + high) / 2)
+        columns = at_median(problem, aim)
         if columns:
             aims.append(aim[columns.pop("pair")])
             pieces.append(columns)
@@ -235,11 +240,12 @@ def phase_zero(space: SearchSpace, compute: float, compute_density: float, expan
     flops = law * _grid(axis.low, axis.high, space.tolerances.flops_per_token)
     active = flops / compute_density
     targets = np.stack([flops, active, active * expansion_ratio], axis=1)
-    columns, aim = _cells(space, targets, space.tolerances)
+    cell = _cell(space)
+    columns, aim = _cells(space, targets, cell)
     if not columns:
-        raise _empty(space, 0, compute, space.triad(law, compute_density, expansion_ratio))
+        raise _empty(space, 0, compute, Triad.at(law, compute_density, expansion_ratio, cell))
     coordinates = (counts(columns)["flops_per_token"] / law)[:, None]
-    return _phase(space, 0, compute, None, (axis,), columns, coordinates, aim, space.tolerances)
+    return _phase(space, 0, compute, None, (axis,), columns, coordinates, aim, cell)
 
 
 def phase_one(space: SearchSpace, compute: float, flops_per_token: float) -> Phase:
@@ -248,12 +254,7 @@ def phase_one(space: SearchSpace, compute: float, flops_per_token: float) -> Pha
         Axis("compute_density", *space.axes.compute_density, log=True, pole=6.0),
         Axis("expansion_ratio", *space.axes.expansion_ratio, log=True),
     )
-    tolerances, resolution = space.tolerances, space.axes.resolution or 1.0
-    cell = Tolerances(
-        tolerances.flops_per_token,
-        min(tolerances.active_params, resolution),
-        min(tolerances.total_params, resolution),
-    )
+    cell = _cell(space)
     density, expansion = np.meshgrid(
         _grid(axes[0].low, axes[0].high, cell.active_params),
         _grid(axes[1].low, axes[1].high, cell.total_params),
@@ -263,8 +264,8 @@ def phase_one(space: SearchSpace, compute: float, flops_per_token: float) -> Pha
     targets = np.stack([np.full_like(active, flops_per_token), active, active * expansion.ravel()], axis=1)
     columns, aim = _cells(space, targets, cell)
     if not columns:
-        middle = (float(np.sqrt(axis.low * axis.high)) for axis in axes)
-        raise _empty(space, 1, compute, space.triad(flops_per_token, *middle))
+        density, ratio = (float(np.sqrt(axis.low * axis.high)) for axis in axes)
+        raise _empty(space, 1, compute, Triad.at(flops_per_token, density, ratio, cell))
     count = counts(columns)
     coordinates = np.stack(
         [count["flops_per_token"] / count["active_params"], count["total_params"] / count["active_params"]], axis=1
@@ -305,7 +306,12 @@ def phase_two(space: SearchSpace, triad: Triad, compute: float) -> Phase:
 
 def _empty(space: SearchSpace, number: int, compute: float, triad: Triad) -> InputError:
     """A phase without architectures, explained at a triad."""
-    return InputError(str(space.explain(triad)), where=f"{space.name} at {compute:.3g} FLOPs, phase {number}")
+    rules = space.rules(triad.flops_per_token)
+    dimensions = rules.dimensions if number == 2 else rules.dimensions.first
+    return InputError(
+        str(diagnose(Rules(dimensions, rules.infrastructure), triad)),
+        where=f"{space.name} at {compute:.3g} FLOPs, phase {number}",
+    )
 
 
 def _phase(

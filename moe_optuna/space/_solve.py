@@ -169,9 +169,7 @@ class Problem:
 
     def pieces(self) -> Iterator[tuple[Piece, Runs]]:
         """All solutions, each part with what it takes to solve it again."""
-        fewest, most = self._depths
-        splits = np.maximum(most - fewest + 1, 0) * np.maximum(most, 1) * self.layer_multiple
-        for pairs in _slices(splits):
+        for pairs in _slices(self._splits):
             divisions = self._divisions(pairs)
             for rows in _slices(divisions.work):
                 yield Piece(pairs, rows), self._solve(divisions[slice(*rows)])
@@ -179,6 +177,13 @@ class Problem:
     def solve(self, piece: Piece) -> Runs:
         """One part again."""
         return self._solve(self._divisions(piece.pairs)[slice(*piece.rows)])
+
+    @cached_property
+    def _splits(self) -> Integers:
+        """At most how many divisions into dense and MoE layers each pair has."""
+        fewest, most = self._depths
+        splits: Integers = np.maximum(most - fewest + 1, 0) * np.maximum(most, 1) * self.layer_multiple
+        return splits
 
     @cached_property
     def _rates(self) -> tuple[Integers, Integers, Integers, Integers]:

@@ -56,8 +56,8 @@ class Axes(Frozen):
 
     Attributes:
         allocation: M over the allocation law's M.
-        resolution: Half the relative size of a cell of phase 1 in Na and in N; by default, and at most, their
-            tolerances.
+        resolution: Half the relative size in Na and in N of a cell of phases 0 and 1, of which each proposes one
+            architecture; by default, and at most, their tolerances.
     """
 
     allocation: Interval = (0.125, 8.0)

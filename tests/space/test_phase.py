@@ -115,25 +115,17 @@ def test_index_takes_the_nearest_and_none_where_nothing_is_near() -> None:
     assert phase.explain(combination).count == 0
 
 
-def test_phase_one_stands_at_the_median_of_the_feasible_widths() -> None:
-    """Half way between the d_model that one MoE layer and that no dense layer ask for: the closed form of the paper's
-    setting, 3 d_dense = 9 d_model, with 8 + 1 of 288 experts. Below some five layers only a few widths are feasible."""
-    phase = phases(SearchSpace.load("holistic"), 1e19)[1]
-    off: list[float] = []
+@pytest.mark.parametrize("name", ["cpu", "holistic"])
+def test_phase_one_stands_at_the_median_of_the_feasible_widths(name: str) -> None:
+    """The median of the distinct d_model of all architectures that meet the cell's triad; of two in the middle the
+    lower."""
+    phase = phases(SearchSpace.load(name), SearchSpace.load(name).budgets[1])[1]
+    shared = {n: set(phase.lattice.arrays[n].tolist()) for n in ("n_experts", "top_k", "n_shared_experts")}
     for index, architecture in enumerate(phase.lattice):
-        triad = phase.triad_of(index)
-        layers = (triad.flops_per_token - 6 * triad.active_params) / (6 * 8192 * 512)
-        if layers < 5:
-            continue
-        rest = triad.active_params - 27 * (triad.total_params - triad.active_params) / 840
-        attention = 2 * 64 * (8 + 4) * layers
-        widest = rest / attention
-        dense = 9 * max(layers - 1, 0)
-        narrowest = 2 * rest / (attention + (attention**2 + 4 * dense * rest) ** 0.5)
-        off.append(architecture.d_model - (narrowest + widest) / 2)
-    assert len(off) > 100
-    assert np.quantile(np.abs(off), 0.75) <= 4  # half of the multiple
-    assert np.max(np.abs(off)) <= 150
+        every = phase.space.lattice(phase.triad_of(index)).arrays
+        alike = np.logical_and.reduce([np.isin(every[n], list(values)) for n, values in shared.items()])
+        feasible = np.unique(every["d_model"][alike])
+        assert architecture.d_model == feasible[(len(feasible) - 1) // 2]
 
 
 def test_phase_two_width_runs_from_one_moe_layer_to_no_dense_layer() -> None:

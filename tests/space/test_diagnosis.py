@@ -1,0 +1,114 @@
+"""Empty sets explained: each relaxation works and a smaller one does not; the nearest triad is the nearest."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from moe_optuna.space import Relaxation, SearchSpace
+from moe_optuna.triad import Tolerances, Triad
+
+CPU = SearchSpace.load("cpu")
+M = CPU.allocation(5e10).flops_per_token
+
+EMPTY = [
+    pytest.param(CPU, CPU.triad(M, 40.0, 3.0), id="too much attention"),
+    pytest.param(CPU, CPU.triad(M, 9.0, 40.0), id="too many experts"),
+    pytest.param(CPU, CPU.triad(M, 9.0, 1.02), id="hardly any expert"),
+    pytest.param(CPU, Triad.at(M, 9.0, 3.3, Tolerances(0.002, 0.002, 0.002)), id="tight tolerances"),
+]
+
+
+def limited(**rules: Any) -> SearchSpace:
+    return SearchSpace.from_dict(CPU.to_dict() | {"infrastructure": rules})
+
+
+EMPTY += [
+    pytest.param(limited(memory_per_device=2e6), CPU.triad(M, 9.0, 3.0), id="little memory"),
+    pytest.param(limited(pipeline_stages=16), CPU.triad(M, 9.0, 3.0), id="many stages"),
+    pytest.param(limited(width_multiple=128), CPU.triad(M, 9.0, 3.0), id="wide multiples"),
+]
+
+
+def changed(space: SearchSpace, relaxation: Relaxation, value: float) -> SearchSpace:
+    """The space with another value for a rule, by way of its plain data."""
+    data = space.to_dict()
+    table, *path = relaxation.rule.split(".")
+    if table == "dimensions" and len(path) == 1:
+        data[table][path[0]] = int(value)
+    elif table == "dimensions":
+        data[table][path[0]] = {**data[table][path[0]], path[1]: int(value)}
+    else:
+        data[table][path[0]] = value if path[0] in ("memory_per_device", "all_to_all_bytes") else int(value)
+    # Ranges of the axes belong to the expert counts, and are no rule of the lattice.
+    data["axes"]["expansion_ratio"] = [1.001, 1.01]
+    data["reference"]["expansion_ratio"] = 1.005
+    return SearchSpace.from_dict(data)
+
+
+def meets(space: SearchSpace, triad: Triad, relaxation: Relaxation, value: float) -> bool:
+    if relaxation.rule.startswith("tolerances."):
+        held = {name: getattr(triad.tolerances, name) for name in triad.targets} | {relaxation.rule[11:]: value}
+        return bool(space.lattice(Triad(*triad.targets.values(), Tolerances(**held))))
+    return bool(changed(space, relaxation, value).lattice(triad))
+
+
+@pytest.mark.parametrize(("space", "triad"), EMPTY)
+def test_each_relaxation_is_enough_and_less_is_not(space: SearchSpace, triad: Triad) -> None:
+    diagnosis = space.explain(triad)
+    assert diagnosis.count == len(space.lattice(triad)) == 0
+    assert diagnosis.relaxations
+    assert diagnosis.binding == str(diagnosis.relaxations[0])
+    sizes = [relaxation.size for relaxation in diagnosis.relaxations]
+    assert sizes == sorted(sizes)
+    for relaxation in diagnosis.relaxations:
+        assert meets(space, triad, relaxation, relaxation.needed)
+        step = relaxation.needed - relaxation.value
+        if relaxation.rule.startswith("tolerances."):
+            assert not meets(space, triad, relaxation, relaxation.needed - 2e-4)
+        elif relaxation.rule.endswith((".low", ".high")):
+            assert not meets(space, triad, relaxation, relaxation.needed - np.sign(step))
+        elif relaxation.rule.endswith("memory_per_device"):
+            assert not meets(space, triad, relaxation, relaxation.needed - 2e-3 * relaxation.value)
+
+
+@pytest.mark.parametrize(("space", "triad"), EMPTY[:4])
+def test_nearest_triad_is_the_nearest(space: SearchSpace, triad: Triad) -> None:
+    """No architecture lies nearer, in the largest of |log(count / target)| / tolerance."""
+    diagnosis = space.explain(triad)
+    assert diagnosis.nearest is not None
+    assert diagnosis.architecture is not None
+    assert space.lattice(diagnosis.nearest)
+    assert space.violations(diagnosis.architecture, diagnosis.nearest) == {}
+
+    targets = np.array(list(triad.targets.values()))
+    held = np.array([getattr(triad.tolerances, name) for name in triad.targets])
+
+    def distance(counts: list[float]) -> float:
+        return float((np.abs(np.log(np.array(counts) / targets)) / held).max())
+
+    found = distance(list(diagnosis.nearest.targets.values()))
+    if found * held.max() > 0.9:
+        return  # beyond what a tolerance can say
+    wide = Tolerances(*(float(1 - np.exp(-found * width)) for width in held))
+    others = space.lattice(Triad(*triad.targets.values(), wide)).arrays
+    counts = np.stack([others[name] for name in triad.targets], axis=1)
+    nearer = (np.abs(np.log(counts / targets)) / held).max(axis=1) < found - 1e-3
+    assert not nearer.any()
+
+
+def test_what_is_met_binds_nothing() -> None:
+    diagnosis = CPU.explain(CPU.triad(M, 9.0, 3.0))
+    assert diagnosis.count > 0
+    assert diagnosis.binding is None
+    assert diagnosis.relaxations == ()
+    assert diagnosis.to_dict()["nearest"] is None
+
+
+def test_reasons_say_what_the_closed_form_says() -> None:
+    assert "these experts reach at most" in str(CPU.explain(CPU.triad(M, 9.0, 40.0)))
+    shallow = SearchSpace.from_dict(
+        CPU.to_dict() | {"dimensions": CPU.to_dict()["dimensions"] | {"n_heads": 64}, "scale": []}
+    )
+    assert "pays for the attention of" in str(shallow.explain(shallow.triad(M, 7.0, 3.0)))
+    assert "\n" not in str(shallow.explain(shallow.triad(M, 7.0, 3.0)))

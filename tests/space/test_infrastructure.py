@@ -1,0 +1,73 @@
+"""Rules of a cluster prune exactly what breaks them."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from moe_optuna.errors import InputError
+from moe_optuna.space import SearchSpace
+from moe_optuna.triad import Triad
+
+
+def lab(**rules: Any) -> SearchSpace:
+    """The lab's space with several head counts, and these rules."""
+    data = SearchSpace.load("lab").to_dict() | {"scale": [], "infrastructure": rules}
+    return SearchSpace.from_dict(
+        data | {"dimensions": data["dimensions"] | {"n_heads": [8, 4], "queries_per_kv_head": [2, 1]}}
+    )
+
+
+def triad(space: SearchSpace) -> Triad:
+    return space.triad(space.allocation(1e14).flops_per_token, 9.0, 5.0)
+
+
+PLAIN = lab()
+EVERY = PLAIN.lattice(triad(PLAIN))[::9]
+
+
+@pytest.mark.parametrize(
+    "rules",
+    [
+        {"width_multiple": 32},
+        {"expert_parallel": 32},
+        {"tensor_parallel": 4},
+        {"pipeline_stages": 4},
+        {"memory_per_device": 2.6e8, "tokens_per_device": 2048},
+        {"memory_per_device": 2.6e7, "data_parallel": 8, "zero": 3, "recompute": True},
+        {"expert_parallel": 8, "all_to_all_bytes": 1500},
+        {"tensor_parallel": 2, "pipeline_stages": 2, "width_multiple": 64, "memory_per_device": 5.5e7},
+    ],
+)
+def test_a_pruned_lattice_is_the_full_one_less_what_breaks_a_rule(rules: dict[str, Any]) -> None:
+    space = lab(**rules)
+    kept = [architecture for architecture in EVERY if not space.violations(architecture, triad(space))]
+    found = set(space.lattice(triad(space)))
+    assert found.intersection(EVERY) == set(kept)
+    assert 0 < len(found) < len(PLAIN.lattice(triad(PLAIN)))
+    assert all(not space.violations(architecture, triad(space)) for architecture in list(found)[::9])
+    for phase in (space.phase_one(1e14), space.phase_two(triad(space))):
+        assert all(not space.violations(architecture) for architecture in phase.lattice)
+
+
+def test_widths_are_multiples_of_128() -> None:
+    space = SearchSpace.from_dict(SearchSpace.load("lab").to_dict() | {"infrastructure": {"width_multiple": 128}})
+    arrays = space.lattice(space.triad(space.allocation(1e17).flops_per_token, 8.0, 5.0)).arrays
+    assert len(arrays["d_model"])
+    for name in ("d_model", "d_expert", "d_dense"):
+        assert (np.asarray(arrays[name]) % 128 == 0).all()
+
+
+def test_a_cluster_that_no_choice_of_experts_suits_is_explained() -> None:
+    space = lab(expert_parallel=7)
+    diagnosis = space.explain(triad(space))
+    assert diagnosis.count == 0
+    assert "none of" in str(diagnosis)
+    assert "infrastructure.expert_parallel" in {relaxation.rule for relaxation in diagnosis.relaxations}
+    with pytest.raises(InputError, match=r"phase 1: no architecture meets .* \[infrastructure\]"):
+        space.phase_one(1e14)
+
+
+def test_contradictory_cluster_is_refused() -> None:
+    with pytest.raises(InputError, match="expected a multiple of expert_parallel = 4"):
+        lab(data_parallel=6, expert_parallel=4)
