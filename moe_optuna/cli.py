@@ -25,6 +25,9 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
+# Click's exception for a wrong command line, under whichever name Typer carries it.
+_USAGE_ERROR: type[Exception] = typer.BadParameter.__mro__[2]
+
 AsJson = Annotated[
     bool, typer.Option("--json", help="Print one JSON object to standard output and nothing else there.")
 ]
@@ -61,10 +64,10 @@ def search(
 ) -> None:
     """Run or resume the ladder of budgets; fit, extrapolate and report."""
     from moe_optuna.report import write_report
-    from moe_optuna.search import progress
     from moe_optuna.search import search as run_search
+    from moe_optuna.search.progress import display
 
-    with progress.display(quiet=as_json) as observer:
+    with display(quiet=as_json) as observer:
         result = run_search(
             space,
             out=out,

@@ -17,14 +17,14 @@ ROOMS = {
     "parts": {"errors", "architecture"},  # for annotations only
     "architecture": {"errors", "parts"},
     "triad": {"errors", "architecture"},
-    "memory": {"errors", "architecture"},
+    "memory": {"errors", "parts", "architecture"},
     "interchange": {"errors", "parts", "architecture", "memory"},
     "laws": {"errors", "architecture", "triad"},
     "space": {"errors", "parts", "architecture", "triad", "memory"},
-    "samplers": {"errors", "architecture", "triad", "space", "laws"},
+    "samplers": {"errors", "architecture", "triad", "space", "laws", "pruners"},
     "pruners": {"errors", "laws", "space", "samplers"},
     "problems": {"errors", "architecture", "triad", "space", "laws"},
-    "training": {"errors", "parts", "architecture"},
+    "training": {"errors", "parts", "architecture", "memory"},
 }
 ROOMS["search"] = set(ROOMS) - {"problems"}
 ROOMS["report"] = set(ROOMS) - {"problems"}
