@@ -222,10 +222,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         status = app(words, standalone_mode=False)
     except InputError as error:
         _fail(str(error))
-    except typer.BadParameter.__mro__[
-        2
-    ] as error:  # click's ClickException, which Typer may carry under a name of its own
-        _fail(error.format_message())  # type: ignore[attr-defined]
+    except _USAGE_ERROR as error:
+        _fail(getattr(error, "format_message", error.__str__)())
     except (KeyboardInterrupt, typer.Abort):
         sys.stderr.write("interrupted; the same command resumes\n")
         sys.exit(130)
