@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import math
+import runpy
 import warnings
 from pathlib import Path
 
@@ -27,6 +28,14 @@ def test_every_law_states_what_it_is(law):
     assert law.error_source
     assert set(law.coefficients) == set(law.form.names)
     assert set(law.valid_range) <= set(law.inputs)
+
+
+def test_the_table_of_the_documentation_is_current():
+    docs = Path(__file__).resolve().parents[2] / "docs"
+    if not docs.is_dir():
+        pytest.skip("no docs beside the tests")
+    script = runpy.run_path(str(docs / "figures" / "laws.py"))
+    assert script["table"]() in (docs / "laws.md").read_text(encoding="utf-8")
 
 
 # Table 2 of arXiv:2603.21862.
