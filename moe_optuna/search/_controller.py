@@ -150,8 +150,8 @@ class Controller:
             while not self.stopping:
                 if self.leases.beat(work.study):
                     self._look_after(work)
-                more = self._fill(work)
-                if not more and not self._running:
+                self._fill(work)
+                if not self._running and not self._others(work):
                     return
                 for worker, message in self.executor.wait(TICK):
                     self._handle(work, worker, message)
@@ -159,18 +159,23 @@ class Controller:
         finally:
             self._give_back_all(work)
 
-    def _fill(self, work: Work) -> bool:
-        """Give trials to idle workers; whether the study needs more than this controller runs."""
+    def _fill(self, work: Work) -> None:
+        """Give trials to idle workers."""
         for worker in self.executor.available():
-            if worker in self._running or self.stopping:
-                continue
-            run = self._next(work)
-            if run is None:
-                break
-            self._running[worker] = run
-            self._launch(work, worker)
+            if worker not in self._running and not self.stopping:
+                run = self._next(work)
+                if run is None:
+                    return
+                self._running[worker] = run
+                self._launch(work, worker)
+
+    def _others(self, work: Work) -> bool:
+        """Whether trials are still to end that this controller does not run: another's, or one that waits for a
+        worker to be up."""
         states = _states(work.study)
-        return states[TrialState.RUNNING] > len(self._running) or states[TrialState.WAITING] > 0
+        if states[TrialState.RUNNING] or states[TrialState.WAITING]:
+            return True
+        return not self.executor.available() and counts(work.study)[0] < work.trials
 
     def _next(self, work: Work) -> _Run | None:
         """A trial to train: one given back, one enqueued or a new one; ``None`` where the study needs no more."""
@@ -328,7 +333,8 @@ class Controller:
 
     def _look_after(self, work: Work) -> None:
         """Take back what dead controllers left, and drop what others took."""
-        for number in self.leases.reap(work.study):
+        mine = {run.trial.number for run in self._running.values()}
+        for number in self.leases.reap(work.study, mine):
             self.observer(
                 Event(
                     "note", work.phase.compute, work.phase.number, number, message=f"trial {number} is taken up again"

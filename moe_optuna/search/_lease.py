@@ -16,7 +16,7 @@ import os
 import socket
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -53,6 +53,7 @@ class Leases:
         self._term = term
         self._count = 0
         self._next = float("-inf")
+        self._looked = float("-inf")
         self._seen: dict[tuple[str, str], tuple[object, float]] = {}
 
     def take(self, study: Study, trial_id: int) -> None:
@@ -77,14 +78,22 @@ class Leases:
         """Let the next `ask` have the trial, as it is."""
         study._storage.set_trial_state_values(trial_id, TrialState.WAITING)
 
-    def reap(self, study: Study) -> list[int]:
-        """Give back the trials of dead controllers; their numbers."""
+    def reap(self, study: Study, mine: Collection[int] = ()) -> list[int]:
+        """Give back the trials of dead controllers, and those of this one that are not among `mine`; their numbers."""
+        now = self._clock()
+        if now - self._looked > self._term / 2:  # asleep, or without a database: whoever was, too, must have a chance
+            self._seen.clear()
+        self._looked = now
         running = study._storage.get_all_trials(study._study_id, deepcopy=False, states=(TrialState.RUNNING,))
         beats = study._storage.get_study_system_attrs(study._study_id)
         reaped = []
         for trial in running:
             owner = trial.system_attrs.get(_OWNER, "")
-            if owner != self.name and self._dead(study, owner or f"trial {trial.number}", beats):
+            if owner == self.name:
+                stale = trial.number not in mine
+            else:
+                stale = self._dead(study, owner or f"trial {trial.number}", beats)
+            if stale:
                 self.give_back(study, trial._trial_id)
                 reaped.append(trial.number)
         return reaped

@@ -76,17 +76,18 @@ def open_storage(url: str | None, out: Path, *, workers: int) -> BaseStorage:
             where="--storage",
         )
     from optuna.exceptions import StorageInternalError
-    from optuna.storages import RDBStorage
     from sqlalchemy.exc import SQLAlchemyError
 
+    from moe_optuna.search._database import open_database
+
     try:
-        return RDBStorage(url, engine_kwargs={"pool_pre_ping": True})
+        return open_database(url)
     except ModuleNotFoundError as error:
         raise InputError(
             f"needs the module {error.name!r}; pip install 'moe-optuna[postgres]' brings psycopg for PostgreSQL",
             where=f"--storage {redact(url)}",
         ) from None
-    except (SQLAlchemyError, StorageInternalError, ImportError, ValueError) as error:
+    except (SQLAlchemyError, StorageInternalError, ImportError, ValueError, TypeError) as error:
         reason = str(getattr(error, "orig", None) or error).replace(url, redact(url)).strip().splitlines()
         raise InputError(
             f"{_hide(url, reason[0]) if reason else type(error).__name__}; expected an Optuna storage URL such as"

@@ -46,9 +46,10 @@ def test_a_controller_that_beats_keeps_its_trials_and_a_silent_one_loses_them(st
         assert other.beat(study)
         assert leases.reap(study) == []
     theirs.now = 0.0  # and may jump
-    mine.now += 39
-    assert leases.reap(study) == []
-    mine.now += 2
+    for _ in range(2):
+        mine.now += 19
+        assert leases.reap(study) == []
+    mine.now += 3
     assert leases.reap(study) == [trial.number]
     again = study.ask()
     assert again.number == trial.number
@@ -80,7 +81,30 @@ def test_a_living_controller_of_this_machine_is_left_alone(study):
     first, second = Leases(exclusive=False, clock=clock), Leases(exclusive=False, clock=clock)
     ask(study, first)
     assert second.reap(study) == []
-    assert first.reap(study) == []
+    assert first.reap(study, mine=[0]) == []
+
+
+def test_a_trial_that_this_controller_has_but_does_not_run_goes_back(study):
+    leases = Leases(exclusive=False)  # its ask was lost on the way from the database
+    ask(study, leases)
+    assert leases.reap(study, mine=[]) == [0]
+
+
+def test_a_pause_of_the_observer_is_not_held_against_the_others(study):
+    clock = Clock()
+    leases, other = Leases(exclusive=False, clock=clock, term=40), Leases(exclusive=False, clock=clock)
+    other.name = elsewhere(other.name)
+    ask(study, other)
+    for _ in range(4):
+        assert leases.reap(study) == []
+        clock.now += 10
+    clock.now += 1000  # the database was away, or the machine slept
+    assert leases.reap(study) == []
+    for _ in range(4):
+        clock.now += 10
+        assert leases.reap(study) == []
+    clock.now += 1
+    assert leases.reap(study) == [0]
 
 
 def test_whoever_holds_the_folder_need_not_wait(study):
