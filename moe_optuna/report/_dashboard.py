@@ -90,7 +90,7 @@ def server(
     try:
         return make_server(host, port, _same_site(app) if _is_loopback(host) else app, _Threaded, _Quiet)
     except (OSError, OverflowError) as error:
-        raise InputError(f"cannot listen there ({error})", where=f"{host}:{port}") from None
+        raise InputError(f"cannot be listened on ({error})", where=f"{host}:{port}") from None
 
 
 PHASES = {

@@ -80,10 +80,9 @@ def study_figures(run: Run, study: str) -> dict[str, go.Figure]:
 
 def _loss_by_axis(run: Run, phase: int, axis: str, budgets: Sequence[float]) -> go.Figure | None:
     drawn = {c: trials for c in budgets if (trials := [t for t in run.select(phase=phase, compute=c) if t[axis] > 0])}
-    if not drawn:
-        return None
-    panels = Panels([f"C = {words.compute(compute)} FLOPs" for compute in drawn])
+    panels = Panels()
     for compute, trials in drawn.items():
+        panels.begin(f"C = {words.compute(compute)} FLOPs")
         law = run.fit(phase, axis, compute)
         losses = [_along(run, trial, axis) for trial in trials]
         kinds = _kinds(trials, losses)
@@ -135,8 +134,7 @@ def _loss_by_axis(run: Run, phase: int, axis: str, budgets: Sequence[float]) -> 
             x_ticks=sorted(set(values)) if axis in COUNTED else None,
             x_text=partial(words.tick, axis),
         )
-        panels.next()
-    return panels.figure
+    return panels.figure()
 
 
 def _inner(losses: Sequence[float]) -> list[float]:
@@ -178,8 +176,9 @@ def _optima(run: Run) -> go.Figure | None:
         return None
     quantities = [name for name in laws.power_laws if not name.endswith(("_low", "_high"))]
     grid, ticks = _ladder(run, laws)
-    panels = Panels([f"{name}<br>exponent {_exponent(laws, name)}" for name in quantities])
+    panels = Panels()
     for name in quantities:
+        panels.begin(f"{name}<br>exponent {_exponent(laws, name)}")
         power, draws = laws.power_laws[name], laws.draws(name, grid)
         low, high = np.quantile(draws[1:], (0.025, 0.975), axis=0)
         compute, values, *ends = (list(column) for column in zip(*power.points, strict=True))
@@ -205,7 +204,7 @@ def _optima(run: Run) -> go.Figure | None:
             hover = f"blueprint, C = {words.compute(target)}<br>{name} {words.value(name, chosen)}"
             panels.points([target], [chosen], "blueprint", GREEN, symbol="square", size=10, hover=[hover])
         _over_compute(panels, name, grid, ticks, shown)
-    return panels.figure if quantities else None
+    return panels.figure()
 
 
 def _bands(run: Run) -> go.Figure | None:
@@ -214,13 +213,14 @@ def _bands(run: Run) -> go.Figure | None:
         return None
     axes = [name for name in laws.power_laws if f"{name}_low" in laws.power_laws]
     grid, ticks = _ladder(run, laws)
-    panels = Panels([f"{name}: relative extent {_verdict(laws, name)}" for name in axes])
+    panels = Panels()
     for name in axes:
-        bands = [laws.band(name, compute) for compute in grid]
-        low, high = ([ends[side] for ends, *_ in bands] for side in (0, 1))
-        lowest, highest = [ends[0] for _, ends, _ in bands], [ends[1] for *_, ends in bands]
+        panels.begin(f"{name}: relative extent {_verdict(laws, name)}")
+        law = next(law for law in laws.phases.values() if name in [axis.name for axis in law.axes])
+        low, high = law.edges(name, grid)  # the best in row 0, then draws
+        lowest, highest = np.quantile(low[1:], 0.025, axis=0), np.quantile(high[1:], 0.975, axis=0)
         panels.fan(grid, lowest, highest, "95 % interval of the edges", GREY)
-        panels.fan(grid, low, high, "near-optimal band, 0.1 %", GREEN, 0.3)
+        panels.fan(grid, low[0], high[0], "near-optimal band, 0.1 %", GREEN, 0.3)
         panels.line(grid, laws.power_laws[name](grid), "optimum", VERMILLION)
         shown = [*lowest, *highest]
         for edge, symbol in (("low", "triangle-up"), ("high", "triangle-down")):
@@ -240,15 +240,14 @@ def _bands(run: Run) -> go.Figure | None:
             )
             shown += [x for point in points for x in point[1:]]
         _over_compute(panels, name, grid, ticks, shown)
-    return panels.figure if axes else None
+    return panels.figure()
 
 
 def _held_out(run: Run) -> go.Figure | None:
-    if not run.held_out:
-        return None
-    panels = Panels([each.quantity for each in run.held_out], across=4, height=250)
+    panels = Panels(across=4, height=250)
     for each in run.held_out:
         name = each.quantity
+        panels.begin(name)
         shown = [each.predicted, each.found, *(each.interval or ()), *(each.found_interval or ()), *(each.band or ())]
         if each.band:
             panels.fan([-0.5, 1.5], [each.band[0]] * 2, [each.band[1]] * 2, "predicted band, 0.1 %", GREEN, 0.3)
@@ -275,15 +274,15 @@ def _held_out(run: Run) -> go.Figure | None:
             x_text=lambda x: "found" if x else "predicted",
             y_text=partial(words.tick, name),
         )
-        panels.next()
-    return panels.figure
+    return panels.figure()
 
 
 def _loss_by_compute(run: Run) -> go.Figure | None:
     complete = [trial for trial in run.select() if trial.state == "complete"]
     if not complete:
         return None
-    panels = Panels(["held-out loss"], height=330)
+    panels = Panels(height=330)
+    panels.begin("held-out loss")
     losses, computes = [trial.loss for trial in complete], list(run.budgets)
     shown = _inner(losses)
     panels.points(
@@ -313,7 +312,7 @@ def _loss_by_compute(run: Run) -> go.Figure | None:
             panels.points(
                 [run.budgets[-1]],
                 [each.predicted],
-                "predicted before the largest budget was searched",
+                "predicted from the smaller budgets, 95 % interval",
                 PURPLE,
                 symbol="diamond-open",
                 size=12,
@@ -337,7 +336,7 @@ def _loss_by_compute(run: Run) -> go.Figure | None:
             ],
         )
     panels.axes(
-        x=words.title("compute"),
+        x=f"compute {words.unit('compute')}",
         y=f"loss {words.unit('loss')}",
         x_range=_padded([*computes, *run.budgets], True),
         y_range=_padded(shown, True),
@@ -345,7 +344,7 @@ def _loss_by_compute(run: Run) -> go.Figure | None:
         x_ticks=computes,
         x_text=words.compute,
     )
-    return panels.figure
+    return panels.figure()
 
 
 def _shape(run: Run) -> go.Figure | None:
@@ -358,14 +357,17 @@ def _shape(run: Run) -> go.Figure | None:
         rows.append((f"<b>blueprint, C = {words.compute(run.blueprint.compute)}</b>", run.blueprint.architecture))
     if not rows:
         return None
-    figure = Panels(["shares of flops_per_token, non_embedding"], height=34 * len(rows)).figure
+    places = [-float(place) for place in range(len(rows))]
+    panels = Panels(height=34 * len(rows))
+    panels.begin("shares of flops_per_token, non_embedding")
     for name, colour in SHARES.items():
         shares = [architecture.shares[name] for _, architecture in rows]
-        figure.add_bar(
-            x=[round(100 * share, 2) for share in shares],
-            y=[label for label, _ in rows],
-            orientation="h",
+        panels.add(
+            type="bar",
             name=name,
+            x=[round(100 * share, 2) for share in shares],
+            y=places,
+            orientation="h",
             marker={"color": colour},
             text=[f"{100 * share:.0f} %" if share > 0.04 else "" for share in shares],
             textposition="inside",
@@ -375,17 +377,20 @@ def _shape(run: Run) -> go.Figure | None:
             customdata=[words.sketch(architecture) for _, architecture in rows],
             hovertemplate=f"{name} %{{x:.1f}} %<br>%{{customdata}}<extra></extra>",
         )
-    figure.update_layout(
-        barmode="stack", bargap=0.35, margin={"l": 190, "r": 16, "t": 60, "b": 90}, hovermode="closest"
+    panels.axes(
+        x="share [%]",
+        y="",
+        x_range=(0, 100),
+        y_range=(places[-1] - 0.6, 0.6),
+        y_ticks=places,
+        y_text=lambda place: rows[-int(place)][0],
     )
-    figure.update_xaxes(range=[0, 100], title={"text": "share [%]", "standoff": 8, "font": {"size": 12}})
-    figure.update_yaxes(autorange="reversed", showline=False, ticks="")
-    return figure
+    return panels.figure(barmode="stack", bargap=0.35, margin={"l": 190, "r": 24, "t": 60, "b": 90})
 
 
 def _over_compute(panels: Panels, name: str, grid: Array, ticks: Sequence[float], shown: Sequence[float]) -> None:
     panels.axes(
-        x=words.title("compute"),
+        x=f"compute {words.unit('compute')}",
         y=words.unit(name),
         x_range=_padded(list(grid), True),
         y_range=_padded(shown, name not in LINEAR),
@@ -394,7 +399,6 @@ def _over_compute(panels: Panels, name: str, grid: Array, ticks: Sequence[float]
         x_text=words.compute,
         y_text=partial(words.tick, name),
     )
-    panels.next()
 
 
 def _ladder(run: Run, laws: LadderLaws) -> tuple[Array, list[float]]:

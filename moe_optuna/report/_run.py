@@ -6,7 +6,7 @@ import csv
 import io
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -62,9 +62,10 @@ class Trial:
 
     def architecture(self) -> MoEArchitecture | None:
         """The architecture, where the dimensions alone tell it: its count of FLOPs is the row's."""
-        if not all(math.isfinite(x) for x in self.shape):
+        try:
+            found = MoEArchitecture.from_dict({name: int(self[name]) for name in DIMENSIONS})
+        except (InputError, ValueError, OverflowError):  # of a row that was edited, or has no dimensions
             return None
-        found = MoEArchitecture.from_dict({name: int(self[name]) for name in DIMENSIONS})
         return found if found.non_embedding.flops_per_token == self["flops_per_token"] else None
 
 
@@ -77,6 +78,7 @@ class Comparison:
         predicted, interval: The prediction with its 95 % interval, where it has one.
         band: The predicted near-optimal band, where it is an axis.
         found, found_interval: The outcome with its 95 % interval, where it has one.
+        band_widths: How many widths of the band that was found the prediction is off, where it is an axis.
     """
 
     quantity: str
@@ -85,6 +87,7 @@ class Comparison:
     band: Interval | None
     found: float
     found_interval: Interval | None
+    band_widths: float | None
 
     @property
     def error(self) -> float:
@@ -92,7 +95,7 @@ class Comparison:
         return self.predicted / self.found - 1
 
     @property
-    def covered(self) -> bool | None:
+    def consistent(self) -> bool | None:
         """Whether the two intervals meet; ``None`` where there is no predicted one."""
         if self.interval is None:
             return None
@@ -111,6 +114,7 @@ class Run:
         blueprint: The architecture for the target; ``None`` as above.
         held_out: The largest budget, predicted and found; empty as above.
         recorded: Whether the prediction was written down before that budget was searched.
+        score: How the complete trials of that budget were predicted: `rows`, `rmse_log`, `coverage`; empty as above.
     """
 
     folder: Path
@@ -119,6 +123,7 @@ class Run:
     blueprint: Blueprint | None = None
     held_out: tuple[Comparison, ...] = ()
     recorded: bool = False
+    score: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
     def read(cls, folder: str | Path) -> Run:
@@ -141,7 +146,9 @@ class Run:
             blueprint = Blueprint.load(path)
             held_out = blueprint.held_out or held_out
         compared = _comparisons(held_out, path)
-        return cls(folder, trials, laws, blueprint, compared, bool(held_out and held_out.get("recorded")))
+        recorded = bool(held_out and held_out.get("recorded"))
+        score = {key: held_out.get(key) for key in ("rows", "rmse_log", "coverage")} if held_out else {}
+        return cls(folder, trials, laws, blueprint, compared, recorded, score)
 
     @property
     def counts(self) -> dict[str, int]:
@@ -226,6 +233,7 @@ def _comparisons(data: Any, path: Path) -> tuple[Comparison, ...]:
                 _pair(each.get("band")),
                 float(each["found"]),
                 _pair(each["found_interval"]),
+                None if each.get("error_in_band_widths") is None else float(each["error_in_band_widths"]),
             )
             for name, each in entries.items()
         ]

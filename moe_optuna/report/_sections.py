@@ -49,7 +49,7 @@ CAPTIONS = {
     "band": "Edges of the near-optimal band against compute, by the law over all budgets, and their 95 % intervals. "
     "“Widens”, “narrows” or “can't tell” speaks of high over low.",
     "held-out": "The largest budget as the smaller ones predicted it, and as it came out. Shaded: the predicted "
-    "0.1 % band, into which the outcome should fall.",
+    "0.1 % band, into which the outcome should fall. In the table “bands” is the error in widths of the band found.",
     "loss": "Held-out loss against compute: every complete trial, the least loss of the fits, and the law.",
     "shape": "Where the FLOPs of a token go, non_embedding.",
 }
@@ -191,7 +191,7 @@ def sure(run: Run, figures: dict[str, Any]) -> Html | None:
         [
             _verdict(run),
             table(
-                ("quantity", "predicted", "95 % interval", "found", "95 % interval", "off by", "verdict"),
+                ("quantity", "predicted", "95 % interval", "found", "95 % interval", "off by", "bands", "verdict"),
                 [
                     (
                         _word(each.quantity),
@@ -200,6 +200,7 @@ def sure(run: Run, figures: dict[str, Any]) -> Html | None:
                         words.value(each.quantity, each.found),
                         words.interval(each.quantity, each.found_interval),
                         words.signed(each.error),
+                        "–" if each.band_widths is None else f"{each.band_widths:+.2f}".replace("-", "−"),
                         _judged(each),
                     )
                     for each in run.held_out
@@ -212,9 +213,9 @@ def sure(run: Run, figures: dict[str, Any]) -> Html | None:
 
 
 def _judged(each: Comparison) -> Html:
-    if each.covered is None:
+    if each.consistent is None:
         return tag("span", "no interval")
-    return tag("span", "inside", class_="good") if each.covered else tag("span", "missed", class_="bad")
+    return tag("span", "inside", class_="good") if each.consistent else tag("span", "missed", class_="bad")
 
 
 def _verdict(run: Run) -> Html:
@@ -228,13 +229,18 @@ def _verdict(run: Run) -> Html:
         for each in run.held_out
         if each.quantity == "loss"
     ]
-    if missed := [each.quantity for each in run.held_out if each.covered is False]:
+    if missed := [each.quantity for each in run.held_out if each.consistent is False]:
         sentences.append(
             f"The intervals missed {', '.join(missed)}: an extrapolation of this search is less sure than its "
             "intervals say."
         )
-    elif any(each.covered for each in run.held_out):
+    elif any(each.consistent for each in run.held_out):
         sentences.append("Every predicted interval meets what was found.")
+    if run.score.get("coverage") is not None:
+        sentences.append(
+            f"Of the {run.score['rows']} complete trials there, {words.percent(run.score['coverage'], 3)} lie in their "
+            f"95 % intervals (RMS log error {words.number(run.score['rmse_log'], 3)})."
+        )
     return tag("p", " ".join(sentences), class_="lead")
 
 
@@ -293,34 +299,26 @@ def alternatives(run: Run) -> Html | None:
     rows = []
     for each in run.blueprint.alternatives:
         a, counts = each.architecture, each.architecture.non_embedding
+        low, high = each.interval
         rows.append(
             (
                 each.why,
                 a.d_model,
                 f"{a.n_dense_layers} + {a.n_moe_layers}",
-                f"{a.n_heads} / {a.n_kv_heads}",
                 f"{a.top_k} of {a.n_experts} + {a.n_shared_experts}",
                 a.d_expert,
                 words.flops(counts.flops_per_token),
                 words.large(counts.active_params),
                 words.large(counts.total_params),
-                f"{100 * each.excess:.3f} % ({100 * each.interval[0]:.3f} – {100 * each.interval[1]:.3f})",
+                f"{words.signed(each.excess)} ({words.signed(low)} to {words.signed(high)})",
             )
         )
-    columns = (
-        "better at", "d_model", "layers, dense + MoE", "heads, q / kv", "experts", "d_expert", "M", "Na", "N",
-        "predicted loss over the blueprint's",
-    )  # fmt: skip
-    return join(
-        [
-            tag(
-                "p",
-                "All lie inside the band. Counts are non_embedding; the excess of loss is by the laws, with its 95 % "
-                "interval.",
-            ),
-            table(columns, rows),
-        ]
+    columns = ("better at", "d_model", "layers", "experts", "d_expert", "M", "Na", "N", "predicted loss, 95 %")
+    text = (
+        "All lie inside the band. Layers are dense + MoE, experts active of routed + shared, counts non_embedding; the "
+        "loss is over the blueprint's, by the laws."
     )
+    return join([tag("p", text), table(columns, rows)])
 
 
 def method(run: Run) -> Html:

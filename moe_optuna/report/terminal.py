@@ -18,23 +18,22 @@ __all__ = ["render_count", "render_fit", "render_lattice", "render_leverage", "r
 Payload = Mapping[str, Any]
 COUNTS = ("flops_per_token", "active_params", "total_params")
 RATIOS = ("compute_density", "expansion_ratio", "granularity", "activation_ratio", "shared_ratio")
-STATE_BYTES = {"weights in bf16": 2, "training state: bf16 weights and gradients, fp32 master and two moments": 16}
-"""Bytes a parameter."""
+SHAPE = ("d_model", "layers", "heads", "experts", "d_expert")
+"""What tells architectures apart: dense + MoE layers, query / key-value heads, active of routed + shared experts."""
 MOST_ROWS = 20
 """Architectures of a lattice that are printed; ``--json`` gives all."""
 
 
 def render_count(payload: Payload) -> RenderableType:
     """Counts in both conventions, FLOP shares, ratios, memory."""
-    held = payload["full"]["total_params"]
     return _sections(
         {
             "architecture": _dimensions(payload["architecture"]),
             "counts": _conventions(payload),
             "shares of flops_per_token, non_embedding": _shares(payload["shares"]),
             "ratios, non_embedding": _pairs({name: payload[name] for name in RATIOS if payload.get(name) is not None}),
-            "memory of the parameters, full": _pairs(
-                {name: words.memory(each * held) for name, each in STATE_BYTES.items()}
+            "memory of training on one device, one sequence": _pairs(
+                {name: words.memory(x) for name, x in payload["memory"].items()}
             ),
         }
     )
@@ -96,18 +95,21 @@ def render_lattice(payload: Payload) -> RenderableType:
         )
     }
     if payload["binding"]:
-        sections["what binds"] = _plain(payload["binding"])
-    if payload["nearest"]:
-        sections["nearest"] = _plain(payload["nearest"])
-    if payload.get("relaxations"):
-        sections["smallest relaxations"] = _plain(payload["relaxations"])
+        sections["what binds"] = Group(Text(payload["binding"]), Text(payload.get("reason") or ""))
+    if near := payload["nearest"]:
+        counts = {name: f"{near[name]:,}, non_embedding" for name in COUNTS}
+        sections["nearest"] = Group(_pairs(counts), _dimensions(near["architecture"]))
+    if relaxed := payload.get("relaxations"):
+        rows = ([each["rule"], each["value"], each["needed"]] for each in relaxed)
+        sections["smallest relaxations that give an architecture"] = _rows(["rule", "now", "needed"], rows)
     if listed := payload.get("architectures"):
-        shown = listed[:MOST_ROWS]
-        columns = [name for name in listed[0] if len({str(each.get(name)) for each in listed}) > 1] or ["d_model"]
-        title = "architectures, where they differ"
-        if len(listed) > len(shown):
-            title += f"; the first {len(shown)}, all with --json"
-        sections[title] = _rows(columns, ([each.get(name) for name in columns] for each in shown))
+        title = "architectures, counts non_embedding"
+        if len(listed) > MOST_ROWS:
+            title += f"; the first {MOST_ROWS}, all with --json"
+        sections[title] = _rows(
+            [*SHAPE, "M", "Na", "N"],
+            ([*_shape(each), *(words.large(each[name]) for name in COUNTS)] for each in listed[:MOST_ROWS]),
+        )
     return _sections(sections)
 
 
@@ -243,24 +245,26 @@ def _band(payload: Payload) -> RenderableType:
     return _rows(["axis", "chosen", "band", "optimum, 95 %"], rows) if rows else Text("the laws give none")
 
 
-def _alternatives(alternatives: Sequence[Payload]) -> Table:
-    def line(each: Payload) -> list[Any]:
-        found = each["architecture"]
-        return [
-            each["why"],
-            found["d_model"],
-            f"{found['n_dense_layers']} + {found['n_moe_layers']}",
-            f"{found['top_k']} of {found['n_experts']} + {found['n_shared_experts']}",
-            found["d_expert"],
-            f"{100 * each['excess']:+.3f} %",
-        ]
+def _shape(architecture: Payload) -> list[Any]:
+    """The cells under `SHAPE`."""
+    return [
+        architecture["d_model"],
+        f"{architecture['n_dense_layers']} + {architecture['n_moe_layers']}",
+        f"{architecture['n_heads']} / {architecture['n_kv_heads']}",
+        f"{architecture['top_k']} of {architecture['n_experts']} + {architecture['n_shared_experts']}",
+        architecture["d_expert"],
+    ]
 
-    columns = ["better at", "d_model", "layers, dense + MoE", "experts", "d_expert", "loss"]
-    return _rows(columns, map(line, alternatives))
+
+def _alternatives(alternatives: Sequence[Payload]) -> Table:
+    return _rows(
+        ["better at", *SHAPE, "loss"],
+        ([each["why"], *_shape(each["architecture"]), words.signed(each["excess"])] for each in alternatives),
+    )
 
 
 def _held_out(entries: Mapping[str, Payload]) -> Table:
-    verdicts = {True: "inside", False: "missed"}
+    verdicts: dict[bool | None, str] = {True: "inside", False: "missed"}
     return _rows(
         ["quantity", "predicted", "95 % interval", "found", "verdict"],
         (
@@ -269,25 +273,8 @@ def _held_out(entries: Mapping[str, Payload]) -> Table:
                 words.value(name, each["predicted"]),
                 words.interval(name, each["interval"]),
                 words.value(name, each["found"]),
-                verdicts.get(each["covered"]),
+                verdicts.get(each.get("consistent")),
             ]
             for name, each in entries.items()
         ),
     )
-
-
-def _plain(value: Any) -> RenderableType:
-    """Nested plain data."""
-    if isinstance(value, Mapping):
-        return _pairs({name: _short(x) for name, x in value.items()})
-    if isinstance(value, Sequence) and not isinstance(value, str):
-        return Group(*map(_plain, value))
-    return _cell(value)
-
-
-def _short(value: Any) -> str:
-    if isinstance(value, Mapping):
-        return ", ".join(f"{name} {_short(x)}" for name, x in value.items())
-    if isinstance(value, Sequence) and not isinstance(value, str):
-        return ", ".join(map(_short, value))
-    return words.number(value) if isinstance(value, (int, float)) else str(value)
