@@ -29,8 +29,9 @@ def from_hf(config: Mapping[str, Any], *, where: object = "config") -> MoEArchit
     family = FAMILIES.get(_SAME.get(str(model_type), str(model_type)))
     if family is None:
         known = sorted([*FAMILIES, *_SAME])
-        message = f"{model_type!r}, expected {', '.join(known)}{did_you_mean(str(model_type), known)}"
-        raise InputError(f"model_type: {message}", where=where)
+        hint = did_you_mean(str(model_type), known)
+        message = f"model_type: {model_type!r} is not supported, expected one of {', '.join(known)}{hint}"
+        raise InputError(message, where=where)
     return family.architecture(config, where)
 
 
@@ -46,18 +47,23 @@ def to_hf(architecture: MoEArchitecture, family: str | None = None) -> dict[str,
         InputError: Where the family, or every family, cannot; it names what the nearest one would lose.
     """
     if family is not None and family not in FAMILIES:
-        message = f"{family!r}, expected {', '.join(sorted(FAMILIES))}{did_you_mean(family, FAMILIES)}"
-        raise InputError(message, where="family")
-    losses: dict[str, list[str]] = {}
+        hint = did_you_mean(family, FAMILIES)
+        raise InputError(f"{family!r}, expected one of {', '.join(sorted(FAMILIES))}{hint}", where="family")
+    nearest, lost = "", [f"attention = {architecture.attention!r}"]
     for name in FAMILIES if family is None else (family,):
         try:
             config = {"model_type": name, **FAMILIES[name].config(architecture)}
-            losses[name] = differences(architecture, from_hf(config))
-        except (InputError, LookupError) as error:
-            losses[name] = [str(error).strip("'\"")]
+            missing = differences(architecture, from_hf(config, where=name))
+        except (LookupError, InputError):  # the family's keys hold what these layers have not, or bar what they have
             continue
-        if not losses[name]:
+        if not missing:
             return config
-    nearest = min(losses, key=lambda name: len(losses[name]))
-    who = f"{nearest} cannot" if family else f"no supported family can; the nearest, {nearest}, cannot"
-    raise InputError(f"{who} express {', '.join(losses[nearest])}", where="architecture")
+        if not nearest or len(missing) < len(lost):
+            nearest, lost = name, missing
+    if family is None and nearest:
+        raise InputError(
+            f"no family can express it; the nearest, {nearest}, lacks {', '.join(lost)}", where="architecture"
+        )
+    raise InputError(
+        f"{f'{family} cannot' if family else 'no family can'} express {', '.join(lost)}", where="architecture"
+    )

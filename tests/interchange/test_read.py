@@ -52,8 +52,11 @@ def test_three_kinds_of_file(tmp_path: Path) -> None:
         ('{"hidden_size": 1}', "no key 'architecture'"),
         ('{"architecture": {"d_model": 4}, "format": 1}', "missing n_dense_layers"),
         ('{"architecture": {}, "format": 9}', "format 9, expected 1"),
-        ('{"model_type": "mixtrall"}', "model_type: 'mixtrall', expected .*qwen3_moe.*; did you mean 'mixtral'"),
-        ('{"model_type": null}', "model_type: None, expected afmoe"),
+        (
+            '{"model_type": "mixtrall"}',
+            "model_type: 'mixtrall' is not supported, expected one of .*qwen3_moe.*; did you mean 'mixtral'",
+        ),
+        ('{"model_type": null}', "model_type: None is not supported, expected one of afmoe"),
     ],
 )
 def test_a_bad_file_is_named_in_one_line(tmp_path: Path, content: str | None, message: str) -> None:
