@@ -264,8 +264,8 @@ def phase_one(space: SearchSpace, compute: float, flops_per_token: float) -> Pha
     targets = np.stack([np.full_like(active, flops_per_token), active, active * expansion.ravel()], axis=1)
     columns, aim = _cells(space, targets, cell)
     if not columns:
-        density, ratio = (float(np.sqrt(axis.low * axis.high)) for axis in axes)
-        raise _empty(space, 1, compute, Triad.at(flops_per_token, density, ratio, cell))
+        x, y = (float(np.sqrt(axis.low * axis.high)) for axis in axes)
+        raise _empty(space, 1, compute, Triad.at(flops_per_token, x, y, cell))
     count = counts(columns)
     coordinates = np.stack(
         [count["flops_per_token"] / count["active_params"], count["total_params"] / count["active_params"]], axis=1
