@@ -9,7 +9,8 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from moe_optuna.laws._fit import Fit, HeldOut, fit
+    from moe_optuna.laws._estimate import fit
+    from moe_optuna.laws._fit import Fit, HeldOut
     from moe_optuna.laws._leverage import FamilyLeverage, Leverage, leverage, leverage_from_runs
     from moe_optuna.laws._runs import read_runs
     from moe_optuna.laws.axis import AxisFit, AxisForm, fit_axes, fit_axis
@@ -41,7 +42,7 @@ _HOME = {
     "PublishedLaw": "published",
     "Surrogate": "surrogate",
     "band_of_draws": "band",
-    "fit": "_fit",
+    "fit": "_estimate",
     "fit_axes": "axis",
     "fit_axis": "axis",
     "fit_ladder": "ladder",

@@ -115,7 +115,7 @@ class FamilyLeverage:
 
     def fit(self, **options: Any) -> Fit:
         """The joint law through these points; families are the groups of its bootstrap."""
-        from moe_optuna.laws._fit import fit
+        from moe_optuna.laws._estimate import fit
 
         finite = np.isfinite(self.columns["leverage"])
         points = {name: values[finite] for name, values in self.columns.items()}
@@ -146,7 +146,7 @@ def leverage_from_runs(
     Raises:
         InputError: Where columns are missing or a family has too few runs for its curve.
     """
-    from moe_optuna.laws._fit import fit
+    from moe_optuna.laws._estimate import fit
 
     if curve not in ("power", "floored_power"):
         raise InputError(f"{curve!r}, expected 'power' or 'floored_power'", where="curve")

@@ -10,8 +10,9 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from moe_optuna.errors import InputError, did_you_mean
+from moe_optuna.laws._form import Form
 from moe_optuna.laws._formulas import Array
-from moe_optuna.laws.forms import Form, form
+from moe_optuna.laws.forms import form
 
 __all__ = ["checked", "read_runs"]
 

@@ -17,8 +17,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from moe_optuna.laws._form import Features, Form
 from moe_optuna.laws._formulas import Array
-from moe_optuna.laws.forms import Features, Form
 
 __all__ = ["Problem", "huber", "minimise"]
 

@@ -24,8 +24,9 @@ from numpy.typing import ArrayLike
 
 from moe_optuna.errors import InputError
 from moe_optuna.laws import _formulas
+from moe_optuna.laws._form import Form, Parameter
 from moe_optuna.laws._formulas import Array
-from moe_optuna.laws.forms import FORMS, Form, Parameter
+from moe_optuna.laws.forms import FORMS
 
 __all__ = ["PUBLISHED", "OutsideRangeWarning", "PublishedLaw"]
 
