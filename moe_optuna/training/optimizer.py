@@ -42,6 +42,9 @@ class FlatAdamW(Optimizer):
         self.flat = [part.unbind(0) for part in self.memory.split(sizes, dim=1)]
         self.steps = torch.zeros((), dtype=torch.float32, device=example.device)
         self.norm = torch.zeros((), device=example.device)
+        self.views: list[tuple[Tensor, Tensor]] = []  # each parameter and where its gradient lies
+        self.parameters = [p for group in self.param_groups for p in group["params"]]
+        self.gradients: list[Tensor] = []
         with torch.no_grad():
             for group, (value, gradient, *_) in zip(self.param_groups, self.flat, strict=True):
                 start = 0
@@ -49,7 +52,7 @@ class FlatAdamW(Optimizer):
                     part = slice(start, start := start + parameter.numel())
                     value[part] = parameter.flatten()
                     parameter.data = value[part].view(parameter.shape)
-                    parameter.grad = gradient[part].view(parameter.shape)
+                    self.gradients.append(gradient[part].view(parameter.shape))
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
@@ -57,6 +60,7 @@ class FlatAdamW(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        torch._foreach_copy_(self.gradients, [p.grad for p in self.parameters])
         self.norm = torch.linalg.vector_norm(self.memory[1])
         self.steps += 1
         shrink = (self.norm / self.clip).clamp_(min=1.0)  # the fused update divides gradients by it
@@ -79,10 +83,6 @@ class FlatAdamW(Optimizer):
                 found_inf=None,
             )
         return loss
-
-    def zero_grad(self, set_to_none: bool = False) -> None:
-        """Zero the gradients where they lie; they are never ``None``."""
-        self.memory[1].zero_()
 
     def state_dict(self) -> dict[str, Any]:
         """Moments and step count; parameters are the model's to save."""
