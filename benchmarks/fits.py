@@ -21,7 +21,9 @@ import platform
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from datetime import date
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -80,35 +82,23 @@ def repetition(task: tuple[str, int, int]) -> dict[str, tuple[bool, bool]]:
     form, truth = FORMS[law], TRUTH[law]
     columns = design(law, rows, rng)
     target = form.predict(columns, truth) * np.exp(0.01 * rng.standard_normal(rows))
-    found = fit(law, columns | {form.target: target}, bootstraps=0)
+    found = fit(law, columns | {form.target: target}, bootstraps=0, score=False)
     return {
         name: (low <= truth[name] <= high, "the data set" not in found.identifiability[name])
         for name, (low, high) in found.intervals.items()
     }
 
 
-def coverage(laws: list[str], rows: int, repetitions: int) -> dict[str, Any]:
-    answer: dict[str, Any] = {}
+def coverage(law: str, rows: int, repetitions: int) -> dict[str, Any]:
+    start = time.perf_counter()
     with multiprocessing.Pool(min(2, os.cpu_count() or 1)) as pool:
-        for law in laws:
-            start = time.perf_counter()
-            hits = pool.map(repetition, [(law, rows, seed) for seed in range(repetitions)], chunksize=1)
-            covered = {name: float(np.mean([hit[name][0] for hit in hits])) for name in FORMS[law].names}
-            closed = {name: float(np.mean([hit[name][1] for hit in hits])) for name in FORMS[law].names}
-            answer[law] = {
-                "rows": rows,
-                "repetitions": repetitions,
-                "coverage": covered,
-                "closed": closed,
-                "mean": float(np.mean(list(covered.values()))),
-            }
-            spent = time.perf_counter() - start
-            worst, best = min(covered.values()), max(covered.values())
-            print(
-                f"coverage {law:14s} mean {answer[law]['mean']:.3f}, {worst:.3f} to {best:.3f} ({spent:.0f} s)",
-                flush=True,
-            )
-    return answer
+        hits = pool.map(repetition, [(law, rows, seed) for seed in range(repetitions)], chunksize=1)
+    covered = {name: float(np.mean([hit[name][0] for hit in hits])) for name in FORMS[law].names}
+    closed = {name: float(np.mean([hit[name][1] for hit in hits])) for name in FORMS[law].names}
+    mean, worst, best = float(np.mean(list(covered.values()))), min(covered.values()), max(covered.values())
+    spent = time.perf_counter() - start
+    print(f"coverage {law:14s} mean {mean:.3f}, {worst:.3f} to {best:.3f} ({spent:.0f} s)", flush=True)
+    return {law: {"rows": rows, "repetitions": repetitions, "mean": mean, "coverage": covered, "closed": closed}}
 
 
 def chinchilla_runs() -> dict[str, np.ndarray] | None:
@@ -344,20 +334,19 @@ def main() -> None:
     parser.add_argument("--repetitions", type=int, default=200)
     parser.add_argument("--chinchilla", metavar="PYTHON", help="a Python that has PyPI's chinchilla")
     arguments = parser.parse_args()
-    sections = {
-        "refit": lambda: refit(arguments.chinchilla),
-        "leverage": leverage,
-        "large": large,
-        "coverage": lambda: coverage(arguments.laws, arguments.rows, arguments.repetitions),
-    }
+    sections: list[tuple[str, Callable[[], dict[str, Any] | None]]] = [
+        ("refit", lambda: refit(arguments.chinchilla)),
+        ("leverage", leverage),
+        ("large", large),
+        *(("coverage", partial(coverage, law, arguments.rows, arguments.repetitions)) for law in arguments.laws),
+    ]
     path = RESULTS / "fits.json"
     results: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
     RESULTS.mkdir(parents=True, exist_ok=True)
-    for name, run in sections.items():
+    for name, run in sections:
         if arguments.only and name not in arguments.only:
             continue
-        head = made()
-        figures = run()
+        head, figures = made(), run()
         if figures is None:
             print(f"{name}: no data at {DATA}, skipped")
             continue

@@ -39,6 +39,7 @@ def fit(
     seed: int = 0,
     groups: ArrayLike | None = None,
     delta: float | None = None,
+    score: bool = True,
 ) -> Fit:
     """Fit a law to runs: the least sum of Huber's loss of the log residuals, over the physical region, globally.
 
@@ -49,6 +50,7 @@ def fit(
         seed: Of the resampling.
         groups: Labels ``(n,)``; runs with one label err together (one architecture, one figure) and are drawn together.
         delta: Threshold of Huber's loss in log units; the form's own (1e-3 for losses, as Chinchilla) unless given.
+        score: Whether to hold out the largest runs and to look for influential ones, which takes as long as the rest.
 
     Raises:
         InputError: On an unknown law, columns that are missing or outside their domain, or fewer runs than the law
@@ -95,8 +97,8 @@ def fit(
         noise_source=noise_source,
         rows=rows,
         groups=int(labels.max()) + 1,
-        held_out=_held_out(wanted, table, labels, delta, min(bootstraps, 100), rng),
-        influential=_influential(wanted, table, problem, optima_SP[0], delta, labels),
+        held_out=_held_out(wanted, table, labels, delta, min(bootstraps, 100), rng) if score else HeldOut(rows=0),
+        influential=_influential(wanted, table, problem, optima_SP[0], delta, labels) if score else None,
         draws={name: [float(f"{v:.10g}") for v in column] for name, column in zip(names, drawn.T, strict=True)}
         if bootstraps
         else {name: [] for name in names},

@@ -154,7 +154,7 @@ def leverage_from_runs(
     if missing := [name for name in wanted if name not in moe]:
         raise InputError(f"missing column {', '.join(missing)}", where="moe")
     table = {name: np.asarray(moe[name], dtype=float) for name in wanted}
-    base = fit(curve, dense, bootstraps=bootstraps, seed=seed)
+    base = fit(curve, dense, bootstraps=bootstraps, seed=seed, score=False)
     base_draws = _parameters(base)
     families: dict[tuple[float, float], Fit] = {}
     rows: list[tuple[float, ...]] = []
@@ -164,7 +164,7 @@ def leverage_from_runs(
         budgets = np.unique(table["compute"][own])
         try:
             runs = {name: table[name][own] for name in ("compute", "loss")}
-            family = fit(curve, runs, bootstraps=bootstraps, seed=seed + number)
+            family = fit(curve, runs, bootstraps=bootstraps, seed=seed + number, score=False)
         except InputError as error:
             raise InputError(str(error), where=f"family activation_ratio {ratio:g}, granularity {grain:g}") from None
         families[float(ratio), float(grain)] = family
