@@ -111,8 +111,16 @@ def solve(name: str) -> dict[str, Any]:
             high[key] = max(high.get(key, 0), int(chunk[key].max()))
     seconds, cpu = time.perf_counter() - start, time.process_time() - spent
     box = {key: (low[key], high[key]) for key in BOX}
-    return {"architectures": count, "seconds_to_first": first, "seconds": seconds, "cpu_seconds": cpu,
-            "architectures_per_second": count / cpu, "peak_mb": peak_mb(), "baseline_mb": baseline, "box": box}  # fmt: skip
+    return {
+        "architectures": count,
+        "seconds_to_first": first,
+        "seconds": seconds,
+        "cpu_seconds": cpu,
+        "architectures_per_second": count / cpu,
+        "peak_mb": peak_mb(),
+        "baseline_mb": baseline,
+        "box": box,
+    }
 
 
 def grid(space: SearchSpace, triad: Triad, box: dict[str, tuple[int, int]]) -> dict[str, np.ndarray]:
@@ -137,8 +145,14 @@ def brute_force(name: str, box: dict[str, tuple[int, int]], most: int) -> dict[s
         found += int(np.count_nonzero(admitted(space, triad, values, block)))
         done += len(block)
     seconds = time.process_time() - start
-    return {"points": size, "counted": done, "cpu_seconds": seconds, "found": found,
-            "points_per_second": done / seconds, "cpu_seconds_for_all": size / (done / seconds)}  # fmt: skip
+    return {
+        "points": size,
+        "counted": done,
+        "found": found,
+        "cpu_seconds": seconds,
+        "points_per_second": done / seconds,
+        "cpu_seconds_for_all": size / (done / seconds),
+    }
 
 
 def admitted(space: SearchSpace, triad: Triad, values: dict[str, np.ndarray], block: np.ndarray) -> np.ndarray:

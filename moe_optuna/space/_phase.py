@@ -63,7 +63,6 @@ class Phase:
     lattice: Lattice
     coordinates: Floats
     targets: Floats
-    tolerances: Tolerances
 
     @property
     def name(self) -> str:
@@ -129,9 +128,9 @@ class Phase:
                 params[axis.name] = trial.suggest_float(axis.name, axis.low, axis.high, log=axis.log)
         index = self.index(params)
         if index is None:
-            reason = self.why_not(params)
-            trial.set_user_attr("infeasible", reason)
-            raise optuna.TrialPruned(reason)
+            why = self.why_not(params)
+            trial.set_user_attr("infeasible", why)
+            raise optuna.TrialPruned(why)
         for name in _ATTRIBUTES:
             trial.set_user_attr(name, int(self.lattice.arrays[name][index]))
         return self.lattice[index]
@@ -171,7 +170,7 @@ class Phase:
             flops = self.space.allocation(self.compute).flops_per_token * params["allocation"]
         else:
             density, expansion = params["compute_density"], params["expansion_ratio"]
-        return Triad.at(float(flops), float(density), float(expansion), self.tolerances)
+        return self.space.triad(float(flops), float(density), float(expansion))
 
     def tokens(self, architecture: MoEArchitecture) -> int:
         """Tokens that use up the budget: D = C / M of the architecture itself, to the nearest."""
@@ -181,7 +180,7 @@ class Phase:
         """The triad that an architecture of the lattice is held to."""
         index = architecture if isinstance(architecture, int) else self.lattice.index(architecture)
         flops, active, total = (float(target) for target in self.targets[index])
-        return Triad(flops, active, total, self.tolerances)
+        return self.triad or Triad(flops, active, total, self.space.tolerances)
 
     def __repr__(self) -> str:
         axes = ", ".join(axis.name for axis in self.axes)
@@ -196,15 +195,16 @@ def _grid(low: float, high: float, half: float) -> Floats:
 
 
 def _cell(space: SearchSpace) -> Tolerances:
-    """The tolerances of a cell of phases 0 and 1."""
+    """Half the relative size of a cell of phases 0 and 1: the resolution, at most the tolerances."""
     held, resolution = space.tolerances, space.axes.resolution or 1.0
     return Tolerances(held.flops_per_token, min(held.active_params, resolution), min(held.total_params, resolution))
 
 
-def _cells(space: SearchSpace, targets: Floats, tolerances: Tolerances) -> tuple[Columns, Floats]:
+def _cells(space: SearchSpace, targets: Floats) -> tuple[Columns, Floats]:
     """One architecture for each of the targets (n, 3) that has any, at its proxy width: the median of the feasible
     d_model (arXiv:2603.21862, section 4). Returns dimensions and targets, (m,) and (m, 3)."""
-    relative = (tolerances.flops_per_token, tolerances.active_params, tolerances.total_params)
+    cell = _cell(space)
+    relative = (cell.flops_per_token, cell.active_params, cell.total_params)
     pieces, aims = [], []
     for rows, rules in space.scales(targets[:, 0]):
         first = Rules(rules.dimensions.first, rules.infrastructure)
@@ -240,12 +240,11 @@ def phase_zero(space: SearchSpace, compute: float, compute_density: float, expan
     flops = law * _grid(axis.low, axis.high, space.tolerances.flops_per_token)
     active = flops / compute_density
     targets = np.stack([flops, active, active * expansion_ratio], axis=1)
-    cell = _cell(space)
-    columns, aim = _cells(space, targets, cell)
+    columns, aim = _cells(space, targets)
     if not columns:
-        raise _empty(space, 0, compute, Triad.at(law, compute_density, expansion_ratio, cell))
+        raise _empty(space, 0, compute, space.triad(law, compute_density, expansion_ratio))
     coordinates = (counts(columns)["flops_per_token"] / law)[:, None]
-    return _phase(space, 0, compute, None, (axis,), columns, coordinates, aim, cell)
+    return _phase(space, 0, compute, None, (axis,), columns, coordinates, aim)
 
 
 def phase_one(space: SearchSpace, compute: float, flops_per_token: float) -> Phase:
@@ -262,15 +261,15 @@ def phase_one(space: SearchSpace, compute: float, flops_per_token: float) -> Pha
     )
     active = flops_per_token / density.ravel()
     targets = np.stack([np.full_like(active, flops_per_token), active, active * expansion.ravel()], axis=1)
-    columns, aim = _cells(space, targets, cell)
+    columns, aim = _cells(space, targets)
     if not columns:
         x, y = (float(np.sqrt(axis.low * axis.high)) for axis in axes)
-        raise _empty(space, 1, compute, Triad.at(flops_per_token, x, y, cell))
+        raise _empty(space, 1, compute, space.triad(flops_per_token, x, y))
     count = counts(columns)
     coordinates = np.stack(
         [count["flops_per_token"] / count["active_params"], count["total_params"] / count["active_params"]], axis=1
     )
-    return _phase(space, 1, compute, None, axes, columns, coordinates, aim, cell)
+    return _phase(space, 1, compute, None, axes, columns, coordinates, aim)
 
 
 def phase_two(space: SearchSpace, triad: Triad, compute: float) -> Phase:
@@ -301,7 +300,7 @@ def phase_two(space: SearchSpace, triad: Triad, compute: float) -> Phase:
     width = np.log(columns["d_model"] / low) / np.log(high / low)
     freed = [problem.combinations[name][pair] for name in dimensions.free]
     coordinates = np.stack([width, *freed], axis=1).astype(float)
-    return _phase(space, 2, compute, triad, axes, columns, coordinates, aim[pair], triad.tolerances)
+    return _phase(space, 2, compute, triad, axes, columns, coordinates, aim[pair])
 
 
 def _empty(space: SearchSpace, number: int, compute: float, triad: Triad) -> InputError:
@@ -323,7 +322,6 @@ def _phase(
     columns: Columns,
     coordinates: Floats,
     targets: Floats,
-    tolerances: Tolerances,
 ) -> Phase:
     """The phase over those architectures that lie on all axes."""
     keep = np.ones(len(coordinates), dtype=bool)
@@ -332,5 +330,8 @@ def _phase(
             keep &= (coordinates[:, i] >= axis.low) & (coordinates[:, i] <= axis.high)
     deviation = np.stack(list(counts(columns).values()), axis=1) / targets - 1
     rows = _distinct(coordinates, (deviation**2).sum(axis=1), keep)
+    if not len(rows):
+        where = f"{space.name} at {compute:.3g} FLOPs, phase {number}"
+        raise InputError("what meets the triads lies outside the ranges of the axes", where=where)
     lattice = Lattice(space.dimensions, columns={name: column[rows] for name, column in columns.items()})
-    return Phase(space, number, compute, triad, axes, lattice, coordinates[rows], targets[rows], tolerances)
+    return Phase(space, number, compute, triad, axes, lattice, coordinates[rows], targets[rows])

@@ -1,10 +1,13 @@
 """Phases: one architecture a coordinate, all inside their triads, the same axes at every budget."""
 
+from dataclasses import replace
+
 import numpy as np
 import optuna
 import pytest
 
 from moe_optuna.space import Phase, SearchSpace
+from moe_optuna.triad import Tolerances
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
@@ -121,8 +124,12 @@ def test_phase_one_stands_at_the_median_of_the_feasible_widths(name: str) -> Non
     lower."""
     phase = phases(SearchSpace.load(name), SearchSpace.load(name).budgets[1])[1]
     shared = {n: set(phase.lattice.arrays[n].tolist()) for n in ("n_experts", "top_k", "n_shared_experts")}
+    held = phase.space.axes.resolution
+    assert held is not None
     for index, architecture in enumerate(phase.lattice):
-        every = phase.space.lattice(phase.triad_of(index)).arrays
+        triad = phase.triad_of(index)
+        cell = Tolerances(triad.tolerances.flops_per_token, held, held)
+        every = phase.space.lattice(replace(triad, tolerances=cell)).arrays
         alike = np.logical_and.reduce([np.isin(every[n], list(values)) for n, values in shared.items()])
         feasible = np.unique(every["d_model"][alike])
         assert architecture.d_model == feasible[(len(feasible) - 1) // 2]
