@@ -6,8 +6,8 @@
 A search is a random sequence of trainings of one budget. Recorded curves are a file of this folder's format whose data
 is a list of {"study": name, "loss": final loss, "curve": [[fraction or tokens, loss], ...]}, all curves of a study on
 the same grid; searches resample a study. Saved: share of the FLOPs that were not trained. Stopped: share of searches in
-which a trial was stopped that would have ended within 0.1 % of the best of the search, and in which the best itself was;
-with synthetic curves both by the loss without noise.
+which a trial was stopped that would have ended within 0.1 % of the best of the search, and in which the best itself
+was; with synthetic curves both by the loss without noise.
 Results are printed and written to benchmarks/results/pruners-<source>.json.
 """
 

@@ -1,4 +1,4 @@
-"""How many trainings until the recommendation is right: TriadSampler and Optuna's samplers on problems with known optima.
+"""How many trainings until the recommendation is right: TriadSampler and Optuna's samplers where optima are known.
 
     python benchmarks/samplers.py cold --space lab --seeds 20        # each sampler alone at the largest budget
     python benchmarks/samplers.py warm --space lab --seeds 20        # the ladder below it as parents

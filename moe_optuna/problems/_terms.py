@@ -15,6 +15,8 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from moe_optuna.laws import PUBLISHED
+
 __all__ = [
     "Allocation",
     "Array",
@@ -139,20 +141,19 @@ class Shape:
 
 @dataclass(frozen=True)
 class EfficiencyLeverage:
-    """The joint law of arXiv:2507.17702 (eq. 12), ``EL = Â^(alpha + gamma (log2 G)^2 + beta log2 G)``, as log loss:
-    a leverage of EL is worth EL times the compute, and ``L = alpha C^-0.0694``.
+    """The joint law of arXiv:2507.17702 over A, G and C as log loss: a leverage of EL is worth EL times the compute,
+    ``-slope log(EL)`` where ``L = alpha C^-slope``. More leverage is always better, so its minimum is below 0.
 
-    Its minimum is not 0 but negative: more leverage is always better.
+    Attributes:
+        slope: Exponent of the loss in compute, of the MoE family in that paper.
     """
 
     slope: float = 0.0694
 
     def __call__(self, features: Features, compute: float) -> Array:
-        start, most = 1.63e-2, 5.28e16
-        inverse = 1 / (features["activation_ratio"] + 1 / (1 / start - 1 / most)) + 1 / most
-        log_g = np.log2(np.clip(features["granularity"], 0.25, 64))
-        exponent = 1.23 - 7.61e-2 * np.log10(compute) + 1.67e-2 * log_g**2 - 1.17e-1 * log_g
-        penalty: Array = self.slope * exponent * np.log(inverse)  # -slope log(EL)
+        granularity = np.clip(features["granularity"], 0.25, 64)
+        value, _ = PUBLISHED["leverage"].quietly(features["activation_ratio"], granularity, compute)
+        penalty: Array = -self.slope * np.log(value)
         return penalty
 
 
