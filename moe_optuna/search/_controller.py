@@ -244,7 +244,10 @@ class Controller:
         if run.verdict == "lost":
             return
         if "result" in message or (run.verdict and {"died", "failed"} & message.keys()):
-            self._finish(work, run, message.get("result", {}))
+            if message.get("result", {}).get("stopped") and not run.verdict:
+                self._retry(work, run, "its training stopped by itself", fail=True)
+            else:
+                self._finish(work, run, message.get("result", {}))
         elif "interrupted" in message or ("died" in message and not message["started"]):
             self._give_back(work, run)  # a worker that dies before it is ready has not seen the trial
         elif "died" in message:

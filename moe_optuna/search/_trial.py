@@ -25,6 +25,7 @@ def run(task: dict[str, Any], link: Link) -> dict[str, Any]:
         recipe=Recipe.from_dict(task["recipe"]),
         seed=task["seed"],
         report=lambda report: link.report(report.index, report.loss),
+        interrupted=lambda: link.stopping,
         checkpoint=Path(task["checkpoint"]),
         threads=int(os.environ.get("OMP_NUM_THREADS", "1")),
     )

@@ -40,6 +40,7 @@ def train(
     recipe: Recipe,
     seed: int = 0,
     report: Callable[[Report], bool] | None = None,
+    interrupted: Callable[[], bool] | None = None,
     checkpoint: Path | None = None,
     threads: int | None = None,
     device: str = "auto",
@@ -54,6 +55,8 @@ def train(
         recipe: What all trials share.
         seed: Of initialisation and, unless the recipe has a `data_seed`, of the data's order.
         report: Called at each point of the grid, on the first process only; returns ``False`` to stop.
+        interrupted: Asked after every optimizer step, with several devices only at reports; where it is true the
+            state is saved and the training stops, to be resumed.
         checkpoint: Folder that the state is written to at each report, and resumed from where it holds one.
         threads: CPU threads; ``None`` leaves torch's number.
         device: ``"auto"``, ``"cpu"`` or ``"cuda"``.
@@ -87,7 +90,7 @@ def train(
     model = MoELanguageModel(architecture, recipe)
     initialise(model, seed)
     module = LanguageModelling(model, recipe, hyper)
-    grid = _Grid(data, report, begin, checkpoint, _identity(architecture, recipe, hyper, seed))
+    grid = _Grid(data, report, interrupted, begin, checkpoint, _identity(architecture, recipe, hyper, seed))
     grid.resume(module)
     with _quiet():
         trainer = pl.Trainer(
@@ -104,7 +107,7 @@ def train(
             enable_model_summary=False,
             use_distributed_sampler=False,
         )
-        if module.step < hyper.steps and not grid.stopped:
+        if module.step < hyper.steps:
             trainer.fit(module, datamodule=data)
     return grid.result(module)
 
@@ -116,21 +119,32 @@ class _Grid(pl.Callback):
         self,
         data: TextData,
         report: Callable[[Report], bool] | None,
+        interrupted: Callable[[], bool] | None,
         begin: float,
         checkpoint: Path | None,
         identity: dict[str, Any],
     ) -> None:
         self.data, self.report, self.begin, self.identity = data, report, begin, identity
+        self.interrupted = interrupted
         self.file = checkpoint / _FILE if checkpoint is not None else None
         self.curve: list[tuple[float, float]] = []
         self.stopped = False
         self.failure: TrainingFailure | None = None
         self.evaluation_seconds = 0.0
 
-    def on_train_batch_end(self, trainer: pl.Trainer, module: LanguageModelling, *_: Any) -> None:
+    def on_train_batch_end(  # type: ignore[override]
+        self, trainer: pl.Trainer, module: LanguageModelling, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
         hyper, done = module.hyper, len(self.curve)
         reports = min(module.recipe.reports, hyper.steps)
-        if done >= reports or module.step < round(hyper.steps * (done + 1) / reports):
+        if done >= reports:
+            return
+        if module.step < round(hyper.steps * (done + 1) / reports):
+            whole_step = (batch_idx + 1) % self.data.micro_batches == 0
+            if whole_step and trainer.world_size == 1 and self.interrupted is not None and self.interrupted():
+                self.stopped = trainer.should_stop = True
+                if self.file is not None:
+                    self.save(module)
             return
         final = done + 1 == reports
         begin = time.perf_counter()
@@ -170,7 +184,6 @@ class _Grid(pl.Callback):
             "format": FORMAT,
             "identity": self.identity,
             "curve": self.curve,
-            "stopped": self.stopped,
             "random": torch.get_rng_state(),
             **module.state(),
         }
@@ -194,18 +207,18 @@ class _Grid(pl.Callback):
             raise InputError(f"another trial's checkpoint, which differs in {', '.join(differing)}", where=self.file)
         module.load_state(state)
         torch.set_rng_state(state["random"])
-        self.curve, self.stopped = [tuple(point) for point in state["curve"]], state["stopped"]
+        self.curve = [tuple(point) for point in state["curve"]]
         self.data.first_step = module.step
 
     def result(self, module: LanguageModelling) -> TrainingResult:
         if self.failure is not None:
             raise self.failure
-        tokens, loss = self.curve[-1]
+        loss = self.curve[-1][1] if self.curve else math.nan
         windows = self.data.held_out.numpy()
         return TrainingResult(
             loss=loss,
             bits_per_byte=self.data.corpus.bits_per_byte(loss, windows),
-            tokens=int(tokens),
+            tokens=module.step * module.hyper.sequences * self.data.context_length,
             steps=module.step,
             seconds=time.perf_counter() - self.begin,
             stopped=self.stopped,
