@@ -121,14 +121,11 @@ def diagnose(rules: Rules, triad: Triad) -> Diagnosis:
 
 def reason(rules: Rules, triad: Triad) -> str:
     """What the closed form says at the combination that comes closest to a solution."""
-    combinations = rules.dimensions.combinations()
-    size = len(combinations["n_heads"])
-    allowed = rules.infrastructure.allowed(combinations)
-    if not allowed.any():
-        return f"none of {size} combinations of heads and experts divides as [infrastructure] demands"
-    columns = {name: column[allowed] for name, column in combinations.items()}
-    columns["context_length"] = np.full(int(allowed.sum()), rules.dimensions.context_length, dtype=np.int64)
-    form = ClosedForm.of(np.tile(list(triad.targets.values()), (int(allowed.sum()), 1)), columns)
+    problem, _ = rules.problem(Bands.of(triad))
+    columns = problem.combinations
+    if not len(problem):
+        return "no combination of heads and experts divides as [infrastructure] demands"
+    form = ClosedForm.of(np.tile(list(triad.targets.values()), (len(problem), 1)), columns)
     ceiling = (columns["n_experts"] + columns["n_shared_experts"]) / (columns["top_k"] + columns["n_shared_experts"])
     if triad.expansion_ratio > ceiling.max():
         return (
