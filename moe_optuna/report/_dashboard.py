@@ -49,7 +49,7 @@ def annotate(studies: Iterable[Study], out: str | Path) -> None:
 def dashboard(
     out: str | Path, *, host: str = "127.0.0.1", port: int = 8080, storage: BaseStorage | None = None
 ) -> None:
-    """Serve optuna-dashboard on a search until Ctrl-C.
+    """Serve optuna-dashboard on a search until Ctrl-C, with figures and notes as of now at its studies.
 
     There is no authentication, and a visitor can delete studies: keep it on loopback.
 
@@ -59,9 +59,14 @@ def dashboard(
         storage: The storage of the search; the journal in the folder unless given.
 
     Raises:
-        InputError: Where there is no journal, or the address cannot be listened on.
+        InputError: Where there is no journal, a file in the folder is not what its name says, or the address cannot
+            be listened on.
     """
-    with server(out, host=host, port=port, storage=storage) as listening:
+    import optuna
+
+    store = _journal(Path(out)) if storage is None else storage
+    with server(out, host=host, port=port, storage=store) as listening:
+        annotate([optuna.load_study(study_name=name, storage=store) for name in optuna.get_all_study_names(store)], out)
         if not _is_loopback(host):
             sys.stderr.write(
                 f"warning: {host} can be reached from other machines, and the dashboard has no authentication: "

@@ -75,7 +75,10 @@ def study_figures(run: Run, study: str) -> dict[str, go.Figure]:
     """The figures of one study: loss against each of its axes, by id."""
     phase, compute = next(((t.phase, t.compute) for t in run.trials if t.study == study), (-1, 0.0))
     drawn = {f"loss-{axis}": _loss_by_axis(run, p, axis, (compute,)) for p, axis in run.axes if p == phase}
-    return {name: figure for name, figure in drawn.items() if figure is not None}
+    found = {name: figure for name, figure in drawn.items() if figure is not None}
+    for figure in found.values():  # the dashboard shows them narrow: the legend goes below, one under another
+        figure.update_layout(height=500, margin_b=230)
+    return found
 
 
 def _loss_by_axis(run: Run, phase: int, axis: str, budgets: Sequence[float]) -> go.Figure | None:
@@ -269,7 +272,8 @@ def _held_out(run: Run) -> go.Figure | None:
             x="",
             y=words.unit(name),
             x_range=(-0.5, 1.5),
-            y_range=_padded(shown),
+            y_range=_padded(shown, name not in LINEAR),
+            log="" if name in LINEAR else "y",
             x_ticks=[0, 1],
             x_text=lambda x: "found" if x else "predicted",
             y_text=partial(words.tick, name),

@@ -200,16 +200,16 @@ def _error(values: ArrayLike, ends: Sequence[Sequence[float]], colour: str) -> d
 
 
 def _ticks(low: float, high: float, logarithmic: bool) -> list[float]:
-    """Round numbers inside the range, seven at most."""
+    """Round numbers inside the range, five or six of them at most."""
     if logarithmic and high / low > 4:
         decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
         for mantissas in ((1,), (1, 3), (1, 2, 5)):
             places = [m * 10.0**d for d in decades for m in mantissas if low <= m * 10.0**d <= high]
             if len(places) >= 3:
-                return places[:: -(-len(places) // 7)]
+                return places[:: -(-len(places) // 6)]
     size = math.floor(math.log10(high - low))
     for step in (m * 10.0**d for d in (size - 1, size, size + 1) for m in (1, 2, 5)):
         first, last = math.ceil(low / step), math.floor(high / step)
-        if last - first < 6:
+        if last - first < 5:
             return [step * n for n in range(first, last + 1)]
     return [low, high]

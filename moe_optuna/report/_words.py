@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from moe_optuna.architecture import MoEArchitecture
@@ -29,6 +29,7 @@ AXES: dict[str, tuple[str, str]] = {
     "n_heads": ("query heads", "count"),
 }
 """Word: (symbol or meaning, unit and counting convention)."""
+COUNT_SCALES = (("T", 1e12), ("B", 1e9), ("M", 1e6), ("K", 1e3))
 LARGE = ("flops_per_token", "active_params", "total_params", "tokens")
 
 
@@ -46,12 +47,12 @@ def unit(word: str) -> str:
 
 def tick(word: str, x: float) -> str:
     """A value at a tick, whose axis title holds the unit."""
-    return large(x) if word in LARGE else f"{x:.5g}"
+    return _scaled(x, COUNT_SCALES, write="{:.3g}".format) if word in LARGE else f"{x:.5g}"
 
 
 def large(x: float) -> str:
     """A count of parameters or tokens for reading: ``726 M``, ``50.5 B``."""
-    return _scaled(x, (("T", 1e12), ("B", 1e9), ("M", 1e6), ("K", 1e3)))
+    return _scaled(x, COUNT_SCALES)
 
 
 def flops(x: float) -> str:
@@ -59,19 +60,23 @@ def flops(x: float) -> str:
     return _scaled(x, (("P", 1e15), ("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)), "FLOPs")
 
 
-def _scaled(x: float, scales: Iterable[tuple[str, float]], unit: str = "") -> str:
+def _scaled(
+    x: float,
+    scales: Iterable[tuple[str, float]],
+    unit: str = "",
+    write: Callable[[float], str] | None = None,
+) -> str:
     if not math.isfinite(x):
         return "unknown"
     for prefix, scale in scales:
-        # 999.6 M shall read 1.00 B
-        if abs(x) >= 0.9995 * scale:
-            return f"{_digits(x / scale)} {prefix}{unit}"
+        if abs(x) >= 0.9995 * scale:  # 999.6 M reads 1.00 B
+            return f"{(write or _digits)(x / scale)} {prefix}{unit}"
     return f"{number(x)} {unit}".rstrip()
 
 
 def _digits(x: float) -> str:
-    """Three significant digits without an exponent."""
-    return f"{x:.{max(0, 2 - math.floor(math.log10(abs(x))))}f}" if x else "0"
+    """Three significant digits, zeros too."""
+    return f"{x:#.3g}".rstrip(".")
 
 
 def memory(x: float) -> str:
@@ -92,8 +97,10 @@ def number(x: Any, digits: int = 4) -> str:
     if not math.isfinite(x):
         return "unknown"
     if x == int(x) and abs(x) < 1e15:
-        return f"{int(x):,}" if abs(x) >= 10_000 else str(int(x))
-    return f"{x:.{digits}g}".replace("-", "−")
+        text = f"{int(x):,}" if abs(x) >= 10_000 else str(int(x))
+    else:
+        text = f"{x:.{digits}g}"
+    return text.replace("-", "−")
 
 
 def percent(x: float, digits: int = 2) -> str:
@@ -102,7 +109,9 @@ def percent(x: float, digits: int = 2) -> str:
 
 
 def signed(x: float) -> str:
-    """A deviation as a share: ``−0.35 %``, ``+12.1 %``."""
+    """A deviation as a share: ``−0.35 %``, ``+12.1 %``; a large one as a factor: ``× 22.5``."""
+    if x >= 1:
+        return f"× {number(1 + x, 3)}"
     return f"{100 * x:+.{2 if abs(x) < 0.1 else 1}f} %".replace("-", "−")
 
 

@@ -142,3 +142,4 @@ def test_warns_where_others_can_reach_it(planted, studies, monkeypatch, capsys, 
     monkeypatch.setattr("wsgiref.simple_server.WSGIServer.serve_forever", lambda self: None)
     dashboard(planted.folder, host=host, port=0)
     assert ("no authentication" in capsys.readouterr().err) == warned
+    assert all(get_note(study) for study in studies)
