@@ -42,9 +42,8 @@ def sort_by_expert(expert_TK: Tensor, count_E: Tensor) -> Places:
     """One stable sort gives the rows; its inverse gives the way back."""
     T, K = expert_TK.shape
     visit_R = expert_TK.flatten().argsort(stable=True)
-    place_R = torch.empty_like(visit_R)
-    place_R[visit_R] = torch.arange(T * K, device=visit_R.device)
-    return Places(visit_R, visit_R // K, place_R.view(T, K), count_E.cumsum(0).to(torch.int32))
+    place_R = torch.empty_like(visit_R).scatter_(0, visit_R, torch.arange(T * K, device=visit_R.device))
+    return Places(visit_R, visit_R // K, place_R.view(T, K), count_E.cumsum(0, dtype=torch.int32))
 
 
 def product_path(x: Tensor, weight: Tensor) -> str:

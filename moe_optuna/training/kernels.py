@@ -18,7 +18,6 @@ from torch import Tensor
 from torch.autograd import Function
 
 __all__ = [
-    "EPS",
     "apply",
     "collect",
     "dispatch",
@@ -36,7 +35,6 @@ __all__ = [
     "turn",
 ]
 
-EPS = 1e-6
 Saved = tuple[Tensor, ...]
 
 
@@ -45,30 +43,32 @@ def apply(function: type[Function], *arguments: Any) -> Any:
     return function.apply(*arguments)  # type: ignore[no-untyped-call]
 
 
-def _inverse_rms(x: Tensor) -> Tensor:
-    """``1 / sqrt(mean(x^2) + eps)`` over the last dimension, which is kept."""
-    norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
-    return norm.square_().mul_(1 / x.shape[-1]).add_(EPS).rsqrt_()
-
-
 # ---------------------------------------------------------------------------------------------------- norm
 
 
+def _normalise(x_ND: Tensor) -> tuple[Tensor, Saved]:
+    """``x / rms(x)`` of each row, by the one kernel on a CPU that does it in one pass: weight normalisation's, which
+    scales rows to given lengths, here ``sqrt(D)``. A row of zeros gives NaN; none occurs behind a product."""
+    length_N1 = x_ND.new_full((len(x_ND), 1), x_ND.shape[1] ** 0.5)
+    normed_ND, norm_N1 = torch._weight_norm_interface(x_ND, length_N1, 0)
+    return normed_ND, (x_ND, length_N1, norm_N1)
+
+
+def _normalise_backward(saved: Saved, grad_ND: Tensor) -> Tensor:
+    return cast(Tensor, torch.ops.aten._weight_norm_interface_backward(grad_ND, *saved, 0)[0])
+
+
 def rms_norm_forward(x_TD: Tensor, gain_D: Tensor) -> tuple[Tensor, Saved]:
-    """``x / sqrt(mean(x^2) + eps) * gain`` (arXiv:1910.07467)."""
-    scale_T1 = _inverse_rms(x_TD)
-    return (x_TD * scale_T1).mul_(gain_D), (x_TD, scale_T1, gain_D)
+    """``x / sqrt(mean(x^2)) * gain`` (arXiv:1910.07467)."""
+    normed_TD, saved = _normalise(x_TD)
+    return normed_TD * gain_D, (normed_TD, gain_D, *saved)
 
 
 def rms_norm_backward(saved: Saved, grad_TD: Tensor) -> tuple[Tensor, Tensor]:
     """Gradients of x and of the gain."""
-    x_TD, scale_T1, gain_D = saved
-    # LayerNorm's fused kernel, told that the mean is 0, gives RMSNorm's gradient less the mean of (grad gain scale).
-    grad_x_TD, grad_gain_D, _ = torch.ops.aten.native_layer_norm_backward(
-        grad_TD, x_TD, gain_D.shape, torch.zeros_like(scale_T1), scale_T1, gain_D, None, [True, True, False]
-    )
-    mean_T1 = torch.mv(grad_TD, gain_D).unsqueeze_(-1).mul_(scale_T1).mul_(1 / len(gain_D))
-    return grad_x_TD.add_(mean_T1), grad_gain_D
+    normed_TD, gain_D, *rest = saved
+    grad_gain_D = (grad_TD * normed_TD).sum(0)
+    return _normalise_backward(tuple(rest), grad_TD * gain_D), grad_gain_D
 
 
 class _RMSNorm(Function):
@@ -86,7 +86,7 @@ class _RMSNorm(Function):
 def rms_norm(x_TD: Tensor, gain_D: Tensor) -> Tensor:
     """`rms_norm_forward` for autograd; torch's own where that is one kernel."""
     if x_TD.device.type != "cpu":
-        return F.rms_norm(x_TD, gain_D.shape, gain_D.to(x_TD.dtype), EPS)
+        return F.rms_norm(x_TD, gain_D.shape, gain_D.to(x_TD.dtype), 0.0)
     return cast(Tensor, apply(_RMSNorm, x_TD, gain_D))
 
 
@@ -108,7 +108,7 @@ class _Rotate(Function):
     @staticmethod
     def forward(ctx: Any, x_THC: Tensor, table: Tensor) -> Tensor:
         ctx.save_for_backward(table)
-        return turn(x_THC, table)
+        return turn(x_THC.contiguous(), table)
 
     @staticmethod
     def backward(ctx: Any, grad_THC: Tensor) -> tuple[Tensor, None]:
@@ -122,27 +122,25 @@ def rotate(x_THC: Tensor, table: Tensor) -> Tensor:
 
 
 def norm_rotate_forward(x_THC: Tensor, gain_HC: Tensor, table: Tensor) -> tuple[Tensor, Saved]:
-    """RMSNorm of each head's features, with gains, and then `turn`; `x_THC` may be a strided view."""
-    scale_TH1 = _inverse_rms(x_THC)
-    normed_THC = x_THC * scale_TH1
-    return turn(normed_THC * gain_HC, table), (normed_THC, scale_TH1, gain_HC, table)
+    """RMSNorm of each head's features, with gains, and then `turn`; of contiguous `x_THC`."""
+    normed, saved = _normalise(x_THC.view(-1, x_THC.shape[-1]))
+    normed_THC = normed.view(x_THC.shape)
+    return turn(normed_THC * gain_HC, table), (normed_THC, gain_HC, table, *saved)
 
 
 def norm_rotate_backward(saved: Saved, grad_THC: Tensor) -> tuple[Tensor, Tensor]:
     """Gradients of x and of the gains, of a contiguous gradient."""
-    normed_THC, scale_TH1, gain_HC, table = saved
+    normed_THC, gain_HC, table, *rest = saved
     grad_THC = turn(grad_THC, table.conj())
-    product_THC = grad_THC * normed_THC
-    grad_gain_HC = product_THC.sum(0)
-    along_TH1 = product_THC.mul_(gain_HC).mean(-1, keepdim=True)
-    along_THC = torch.mul(normed_THC, along_TH1, out=product_THC)
-    return grad_THC.mul_(gain_HC).sub_(along_THC).mul_(scale_TH1), grad_gain_HC
+    grad_gain_HC = (grad_THC * normed_THC).sum(0)
+    grad_x = _normalise_backward(tuple(rest), grad_THC.mul_(gain_HC).view(-1, gain_HC.shape[-1]))
+    return grad_x.view(grad_THC.shape), grad_gain_HC
 
 
 class _NormRotate(Function):
     @staticmethod
     def forward(ctx: Any, x_THC: Tensor, gain_HC: Tensor, table: Tensor) -> Tensor:
-        y_THC, saved = norm_rotate_forward(x_THC, gain_HC, table)
+        y_THC, saved = norm_rotate_forward(x_THC.contiguous(), gain_HC, table)
         ctx.save_for_backward(*saved)
         return y_THC
 

@@ -55,10 +55,10 @@ class AttentionSublayer(Function):
         B, H, G, C = shape
         normed_TD, norm_saved = rms_norm_forward(x_TD, gain_D)
         qkv = torch.mm(normed_TD, qkv_weight.t())
-        qk_THC = qkv[:, : (H + G) * C].unflatten(-1, (H + G, C))
+        qk_THC = qkv[:, : (H + G) * C].contiguous().view(-1, H + G, C)
         rotary_saved: tuple[Tensor, ...]
         if query_gain is None or key_gain is None:
-            qk_THC, rotary_saved = turn(qk_THC.contiguous(), table), (table,)
+            qk_THC, rotary_saved = turn(qk_THC, table), (table,)
         else:
             gain_HC = torch.cat([query_gain.expand(H, C), key_gain.expand(G, C)])
             qk_THC, rotary_saved = norm_rotate_forward(qk_THC, gain_HC, table)
