@@ -30,6 +30,10 @@ _DOMAINS: dict[str, tuple[float, float, str]] = {
 """Lower end (excluded), upper end (included) and their words; every other column is positive."""
 
 
+_PROXY = {"width": "0.5"}
+"""What an empty cell means: runs that do not sweep the width have the proxy width, the middle of the interval."""
+
+
 def checked(law: Form, columns: Mapping[str, ArrayLike], *, where: object = None) -> dict[str, Array]:
     """The columns that a law reads, as float arrays ``(n,)`` of one length, all in their domain.
 
@@ -66,7 +70,8 @@ def checked(law: Form, columns: Mapping[str, ArrayLike], *, where: object = None
 def read_runs(path: str | Path, law: str) -> dict[str, Array]:
     """The columns that a law reads out of a CSV file of runs; other columns are passed over.
 
-    Where the file has a column `state`, rows of another state than complete are left out.
+    Where the file has a column `state`, rows of another state than complete are left out. An empty `width` (a run that
+    does not sweep it) is the proxy width, 0.5.
 
     Raises:
         InputError: One line that names the file, the row (1 is the first below the header) and the column.
@@ -99,7 +104,7 @@ def read_runs(path: str | Path, law: str) -> dict[str, Array]:
     table = {name: np.empty(len(numbered)) for name in wanted.columns}
     for index, (number, row) in enumerate(numbered):
         for name in wanted.columns:
-            text = row[name]
+            text = row[name] or _PROXY.get(name, "")
             low, high, words = _DOMAINS.get(name, _POSITIVE)
             try:
                 value = float(text)

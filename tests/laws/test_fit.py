@@ -320,7 +320,7 @@ def test_read_runs_takes_complete_rows_and_passes_over_other_columns(tmp_path: P
         ("total_params,tokens,loss\n1,2,3\n1,many,3\n", "row 2, column tokens: 'many', expected a positive number"),
         ("total_params,tokens,loss\n1,2,nan\n", "row 1, column loss: 'nan', expected a positive number"),
         ("total_params,tokens,loss\n1,-2,3\n", "row 1, column tokens: '-2', expected a positive number"),
-        ("total_params,tokens,loss\n1,2\n", "row 1, column loss: None"),
+        ("total_params,tokens,loss\n1,2\n", "row 1, column loss: ''"),
         ("", "missing columns"),
     ],
 )
@@ -331,6 +331,15 @@ def test_read_runs_says_what_is_wrong_in_one_line(tmp_path: Path, text, message)
         read_runs(path, "chinchilla")
     assert str(caught.value).startswith(f"{path}: ")
     assert "\n" not in str(caught.value)
+
+
+def test_an_empty_width_is_the_proxy_width(tmp_path: Path):
+    path = tmp_path / "runs.csv"
+    words = (*FORMS["holistic"].inputs, "loss", "state")
+    path.write_text(
+        f"{','.join(words)}\n1e6,1e6,8,4,,16,2,1,2.5,complete\n1e6,1e6,8,4,0.25,16,2,1,2.5,complete\n", encoding="utf-8"
+    )
+    assert list(read_runs(path, "holistic")["width"]) == [0.5, 0.25]
 
 
 def test_read_runs_of_files_that_are_none(tmp_path: Path):
