@@ -341,7 +341,6 @@ def main() -> None:
         *(("coverage", partial(coverage, law, arguments.rows, arguments.repetitions)) for law in arguments.laws),
     ]
     path = RESULTS / "fits.json"
-    results: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
     RESULTS.mkdir(parents=True, exist_ok=True)
     for name, run in sections:
         if arguments.only and name not in arguments.only:
@@ -350,6 +349,7 @@ def main() -> None:
         if figures is None:
             print(f"{name}: no data at {DATA}, skipped")
             continue
+        results: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
         if name == "coverage" and name in results:
             figures = results[name]["figures"] | figures
         results[name] = {"made": head, "figures": figures}
