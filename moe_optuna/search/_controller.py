@@ -223,7 +223,7 @@ class Controller:
     def _launch(self, work: Work, worker: int) -> None:
         run = self._running[worker]
         self._tell("start", work, run)
-        if run.steps and run.trial.should_prune():  # decided before, and not told: the controller died in between
+        if run.steps and _prunes(run):  # decided before, and not told: the controller died in between
             del self._running[worker]
             run.verdict = "pruned"
             self._finish(work, run, {})
@@ -268,7 +268,7 @@ class Controller:
         if index not in run.steps:
             run.steps.add(index)
             run.trial.report(loss, index)
-        if not run.verdict and run.trial.should_prune():
+        if not run.verdict and _prunes(run):
             run.verdict = "pruned"
         self._tell("report", work, run, loss=loss, fraction=index / max(1, work.recipe.get("reports", 1)))
 
@@ -401,3 +401,8 @@ def _frozen(study: Study, trial: Trial) -> FrozenTrial:
 def _architecture(phase: Phase, trial: FrozenTrial) -> MoEArchitecture | None:
     index = phase.index(trial.params) if trial.params else None
     return None if index is None else phase.lattice[index]
+
+
+def _prunes(run: _Run) -> bool:
+    """Whether the study's pruner stops a trial; a repeat measures the noise and always runs to its end."""
+    return "repeat" not in run.trial.user_attrs and run.trial.should_prune()

@@ -122,10 +122,11 @@ def search(
     folder = Path(out) if out is not None else Path("runs") / space.name
     with contextlib.ExitStack() as stack:
         slots = local_slots(workers, devices_per_trial) if executor == "local" else ()
-        make_folder(folder)
         if storage is None:
+            make_folder(folder)
             stack.enter_context(hold(folder))
         store = open_storage(storage, folder, workers=len(slots) or workers or 2)
+        make_folder(folder)
         stack.enter_context(_quiet_optuna())
         stack.enter_context(_one_thread())
         running: Executor
