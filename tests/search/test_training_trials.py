@@ -1,0 +1,126 @@
+"""The trial functions of real searches: a real training on a worker, interrupted, and as a study's objective."""
+
+import math
+import os
+import signal
+import time
+
+import optuna
+import pytest
+from tiny_space import tiny_space
+
+from moe_optuna import LightningObjective, TriadSampler
+from moe_optuna.search._local import LocalExecutor
+from moe_optuna.search._slots import Slot
+from moe_optuna.training import Recipe, train
+
+SPACE = tiny_space(training={"reports": 4, "report_windows": 4, "final_windows": 16})
+
+
+def task(phase, folder, index=3):
+    architecture = phase.lattice[index]
+    return {
+        "architecture": architecture.to_dict(),
+        "compute": phase.compute,
+        "tokens": phase.tokens(architecture),
+        "recipe": Recipe.from_table(SPACE.training).to_dict(),
+        "seed": 3,
+        "checkpoint": str(folder),
+    }
+
+
+def talk(executor, *, go=lambda message: None, timeout=120):
+    """Answer reports until the worker says something else; all reports, and that."""
+    reports, deadline = [], time.monotonic() + timeout
+    while time.monotonic() < deadline:
+        for _, message in executor.wait(1.0):
+            if "report" in message:
+                reports.append(tuple(message["report"]))
+                go(message)
+                executor.send(0, {"go": True})
+            elif "reports" not in message:
+                return reports, message
+    raise TimeoutError
+
+
+@pytest.fixture(scope="module")
+def executor(tmp_path_factory):
+    slot, logs = Slot(0, (), (), 1), tmp_path_factory.mktemp("logs")
+    with LocalExecutor([slot], module="moe_optuna.search._trial", logs=logs) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def phase():
+    return SPACE.phase_one(1e9)
+
+
+def test_a_training_on_a_worker_is_the_training_here_also_when_interrupted(executor, phase, tmp_path):
+    whole = task(phase, tmp_path / "whole")
+    executor.send(0, {"run": whole})
+    reports, end = talk(executor)
+    here = train(
+        phase.lattice[3],
+        compute=phase.compute,
+        tokens=phase.tokens(phase.lattice[3]),
+        recipe=Recipe.from_table(SPACE.training),
+        seed=3,
+        threads=1,
+    )
+    assert [index for index, _ in reports] == [1, 2, 3, 4]
+    assert [loss for _, loss in reports] == pytest.approx([loss for _, loss in here.curve], rel=1e-6)
+    assert end["result"]["loss"] == pytest.approx(here.loss, rel=1e-6)
+
+    parts = task(phase, tmp_path / "parts")
+    executor.send(0, {"run": parts})
+    before, end = talk(executor, go=lambda message: os.kill(executor.processes[0], signal.SIGTERM))
+    assert end == {"interrupted": True}
+    assert len(before) < 4
+    executor.send(0, {"run": parts})
+    after, end = talk(executor)
+    assert sorted({*before, *after}) == reports  # the same losses, to the last bit
+    assert end["result"]["loss"] == reports[-1][1]
+    assert end["result"]["stopped"] is False
+
+
+def test_a_trial_on_two_devices_stops_on_both_at_the_same_report(executor, phase, tmp_path):
+    """Two processes of DDP on CPUs: rank 0 asks, both stop, nothing hangs, and the worker goes on."""
+    both = task(phase, tmp_path / "both") | {"devices": 2, "device": "cpu"}
+    executor.send(0, {"run": both})
+    answers = iter([True, False])
+    reports, end = [], None
+    while end is None:
+        for _, message in executor.wait(1.0):
+            if "report" in message:
+                reports.append(tuple(message["report"]))
+                executor.send(0, {"go": next(answers)})
+            else:
+                end = message
+    assert end["result"]["stopped"] is True
+    assert [loss for _, loss in reports] == [loss for _, loss in end["result"]["curve"]]
+    executor.send(0, {"run": task(phase, tmp_path / "alone")})
+    alone, end = talk(executor)
+    assert end["result"]["stopped"] is False
+    assert [loss for _, loss in alone[:2]] == pytest.approx([loss for _, loss in reports], rel=0.02)
+
+
+def test_the_objective_in_a_study_of_ones_own(phase):
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    study = optuna.create_study(sampler=TriadSampler(phase, seed=0), pruner=optuna.pruners.NopPruner())
+    study.optimize(LightningObjective(phase, seed=4), n_trials=2)
+    for trial in study.trials:
+        assert trial.state == optuna.trial.TrialState.COMPLETE
+        assert 2 < trial.value < 6
+        assert sorted(trial.intermediate_values) == [1, 2, 3, 4]
+        assert trial.user_attrs["seed"] == 4
+        assert trial.user_attrs["tokens"] == pytest.approx(
+            phase.tokens(phase.lattice[phase.index(trial.params)]), rel=0.1
+        )
+        assert trial.user_attrs["bits_per_byte"] == pytest.approx(trial.value / math.log(2), rel=0.01)
+
+
+def test_the_objective_prunes(phase):
+    study = optuna.create_study(sampler=TriadSampler(phase, seed=0), pruner=optuna.pruners.ThresholdPruner(upper=0.1))
+    study.optimize(LightningObjective(phase), n_trials=1)
+    assert study.trials[0].state == optuna.trial.TrialState.PRUNED
+    assert list(study.trials[0].intermediate_values) == [1]
