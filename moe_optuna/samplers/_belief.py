@@ -134,7 +134,8 @@ class Belief:
         self._n_startup = 2 * len(phase.axes) + 1 if n_startup is None else n_startup
         self._base: tuple[tuple[int, ...], Surrogate] | None = None
         self._state: tuple[tuple[int, ...], Surrogate] | None = None
-        self._prediction: tuple[Array, Array] | None = None
+        self._focus: Indices | None = None
+        self._field: tuple[Indices, Array, Array] | None = None
         self._inherited = 0
 
     # ---- learning
@@ -149,7 +150,7 @@ class Belief:
         own = history.informative
         self._inherited = sum(len(runs) for _, runs in inherited)
         if not own and not self._inherited:
-            self._base = self._state = self._prediction = None
+            self._base = self._state = None
             return
         size = _scheduled(len(own))
         parents = tuple(len(runs) for _, runs in inherited)
@@ -157,11 +158,11 @@ class Belief:
         if self._state and self._state[0] == state:
             return
         if not self._base or self._base[0] != base:
-            self._base = base, self._fit(inherited, own[:size])
+            self._base, self._focus = (base, self._fit(inherited, own[:size])), None
         surrogate = self._base[1]
         if own[size:]:
             surrogate = surrogate.condition(self._observations([], own[size:]))
-        self._state, self._prediction = (state, surrogate), None
+        self._state, self._field = (state, surrogate), None
 
     @property
     def informed(self) -> bool:
@@ -196,12 +197,6 @@ class Belief:
 
     # ---- answers
 
-    def predict(self) -> tuple[Array, Array]:
-        """Mean and sd of the noise-free loss of every architecture of the lattice, (m,), nats per token."""
-        if self._prediction is None:
-            self._prediction = self._surrogate.predict(self._phase.compute, self._inputs)
-        return self._prediction
-
     def optimum(self, history: History) -> tuple[int, Optimum]:
         """The architecture of the least expected loss among those that can be expected to finish."""
         usable = np.flatnonzero(self._hopeful(history))
@@ -223,7 +218,8 @@ class Belief:
     def _guesses(self, hopeful: Indices) -> list[Array]:
         """The predicted optimum and the edges of its band along each axis, as inputs of the surrogate."""
         candidates = self._inputs[hopeful]
-        best = candidates[int(np.argmin(self.predict()[0][hopeful]))]
+        mean, _ = self._surrogate.predict(self._phase.compute, candidates)
+        best = candidates[int(np.argmin(mean))]
         guesses = [best]
         for axis in range(len(self._phase.axes)):
             band = self._surrogate.band(self._phase.compute, candidates, axis, width=_BAND)
@@ -234,23 +230,39 @@ class Belief:
         return guesses
 
     def _most_telling(self, history: History, allowed: Indices, hopeful: Indices) -> int:
-        """The allowed architecture a run of which has the greatest value of information.
+        """The allowed architecture a run of which has the greatest value of information."""
+        places, mean, cov = self._joint(allowed)
+        kept = np.isin(places, hopeful) | np.isin(places, allowed)
+        places, mean, cov = places[kept], mean[kept], cov[np.ix_(kept, kept)]
+        noise = (self._surrogate.noise_ * float(mean.min())) ** 2
+        cov = believe(cov, noise, np.flatnonzero(np.isin(places, list(history.pending.values()))))
+        worth = value_of_information(mean, cov, noise, _BAND) * self._success(history, places)
+        return int(places[np.argmax(np.where(np.isin(places, allowed), worth, -1.0))])
 
-        Every allowed architecture is scored by expected improvement; those that lead, and those that may yet be the
-        optimum, are scored jointly.
+    def _joint(self, allowed: Indices) -> tuple[Indices, Array, Array]:
+        """Places (k,) in the lattice with the mean (k,) and covariance (k, k) of their losses.
+
+        All of the lattice up to `_SHORTLIST`. Of a larger one those that led when the surrogate was last learned, by
+        expected improvement or by their best case, for which it is traversed as a whole; where what is fixed in a
+        trial allows none of these, the leading ones of those that it does.
         """
-        mean, sd = self.predict()
-        least = float(mean[hopeful].min())
-        noise = (self._surrogate.noise_ * least) ** 2
-        gain = expected_improvement(mean[allowed], sd[allowed], least)
-        leading = allowed[np.argsort(-gain, kind="stable")[: _SHORTLIST // 2]]
-        promising = hopeful[np.argsort((mean - 2 * sd)[hopeful], kind="stable")[: _SHORTLIST // 2]]
-        pending = np.array(sorted(set(history.pending.values())), dtype=np.intp)
-        joint = np.unique(np.concatenate([leading, promising, pending]))
-        centre, cov = self._surrogate.joint(self._phase.compute, self._inputs[joint])
-        cov = believe(cov, noise, np.searchsorted(joint, pending))
-        worth = value_of_information(centre, cov, noise, _BAND) * self._success(history, joint)
-        return int(joint[np.argmax(np.where(np.isin(joint, allowed), worth, -1.0))])
+        if self._focus is None:
+            assert self._base is not None
+            self._focus = self._leading(self._base[1], np.arange(len(self._inputs)))
+        if self._field is None:
+            self._field = self._focus, *self._surrogate.joint(self._phase.compute, self._inputs[self._focus])
+        if np.isin(self._focus, allowed).any():
+            return self._field
+        places = np.union1d(self._focus, self._leading(self._surrogate, allowed))
+        return places, *self._surrogate.joint(self._phase.compute, self._inputs[places])
+
+    def _leading(self, surrogate: Surrogate, places: Indices) -> Indices:
+        if len(places) <= _SHORTLIST:
+            return places
+        mean, sd = surrogate.predict(self._phase.compute, self._inputs[places])
+        scores = -expected_improvement(mean, sd, float(mean.min())), mean - 2 * sd
+        best = [np.argsort(score, kind="stable")[: _SHORTLIST // 2] for score in scores]
+        return np.sort(places[np.union1d(*best)])
 
     def _success(self, history: History, indices: Indices) -> Array:
         """Probability that a run of each architecture ends with a loss, (len(indices),)."""
