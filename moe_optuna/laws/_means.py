@@ -141,7 +141,7 @@ def law(ranges: Array, spread: float, level: float) -> Mean:
 
     curve = np.log(3 * spread)
     mean = [level, -0.5, np.log(0.12)] + [0.0] * axes + [0.0] * axes + [curve] * axes + [0.0] * axes
-    sd = [5 * spread + 0.05, 1.5, 0.5] + [0.4] * axes + [0.08] * axes + [1.5] * axes + [0.1] * axes
+    sd = [5 * spread + 0.05, 1.5, 0.5] + [0.4] * axes + [0.05] * axes + [1.5] * axes + [0.05] * axes
     prior = np.array(mean)
     starts = []
     for place in (-0.25, 0.0, 0.25):

@@ -16,12 +16,14 @@ others are down-weighted.
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from functools import cache, wraps
+from typing import ParamSpec, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from threadpoolctl import ThreadpoolController
 
 from moe_optuna.errors import InputError
 from moe_optuna.laws import _gp, _means
@@ -32,15 +34,36 @@ from moe_optuna.laws.band import BAND, Band, Optimum, band_of_draws
 
 __all__ = ["NamedAxis", "Observations", "Surrogate"]
 
+P = ParamSpec("P")
+R = TypeVar("R")
+
 USUAL_SPREAD = 0.015
 DRAWS = 512
 JOINT_CANDIDATES = 384
-DROP_GAIN = 3.0
+DROP_GAIN = 0.5  # of log density; where parents are of one law with the largest budget, it stays below -0.4
 POLE = 289 / 9
 
 MEANS: tuple[MeanName, ...] = ("law", "quadratic", "constant")
 PREFERENCE = {"law": 0.0, "quadratic": -0.7, "constant": -1.4}  # log prior odds: what is known of the forms beforehand
 NEGLIGIBLE = 0.02  # share of the best mean's weight below which a mean is left out
+
+
+@cache
+def _pools() -> ThreadpoolController:
+    return ThreadpoolController()
+
+
+def _on_one_thread(method: Callable[P, R]) -> Callable[P, R]:
+    """Run on one BLAS thread: the matrices are small, trainings run beside, and the answer does not depend on the
+    machine.
+    """
+
+    @wraps(method)
+    def limited(*args: P.args, **kwargs: P.kwargs) -> R:
+        with _pools().limit(limits=1, user_api="blas"):
+            return method(*args, **kwargs)
+
+    return limited
 
 
 class NamedAxis(Protocol):
@@ -144,6 +167,7 @@ class Surrogate:
 
     # ---- learning
 
+    @_on_one_thread
     def fit(self, observations: Observations, *, noise: float | None = None) -> Surrogate:
         """Learn from all runs so far, of any budgets.
 
@@ -162,10 +186,10 @@ class Surrogate:
             raise InputError(f"{found} columns, expected {len(self.axes)}: {', '.join(self.axes)}", where="coordinates")
         self.dropped_: tuple[float, ...] = ()
         self._learn(observations, noise)
-        misleading = self._misleading(observations)
-        if misleading:
-            self.dropped_ = misleading
-            self._learn(observations[~np.isin(observations.compute, misleading)], noise)
+        while misleading := self._misleading(observations):
+            self.dropped_ += misleading
+            observations = observations[~np.isin(observations.compute, misleading)]
+            self._learn(observations, noise)
         best = max(self._mixture, key=lambda member: member[0])[1]
         self.mean_: MeanName = best.mean.name
         self.noise_ = float(np.sqrt(best.eta.noise_variance(best.h.max(keepdims=True))[0]))
@@ -225,6 +249,7 @@ class Surrogate:
         chosen = int(np.argmax(scores))
         return options[chosen] if scores[chosen] > scores[0] + DROP_GAIN else ()
 
+    @_on_one_thread
     def condition(self, observations: Observations) -> Surrogate:
         """This surrogate with further runs (or fantasies), everything learned held fixed: O(n^2)."""
         twin = copy.copy(self)
@@ -235,6 +260,7 @@ class Surrogate:
 
     # ---- answers
 
+    @_on_one_thread
     def predict(self, compute: ArrayLike, coordinates: ArrayLike) -> tuple[Array, Array]:
         """Loss without seed noise: mean and sd (m,), nats per token.
 
@@ -249,6 +275,7 @@ class Surrogate:
         loss = np.exp(mean)
         return loss, loss * np.sqrt((shares * (sds**2 + (means - mean) ** 2)).sum(0))
 
+    @_on_one_thread
     def joint(self, compute: float, coordinates: ArrayLike) -> tuple[Array, Array]:
         """Loss without seed noise: mean (m,) and covariance (m, m), nats per token."""
         h, w = self._inputs(compute, np.asarray(coordinates, float).reshape(-1, len(self.axes)))
@@ -287,6 +314,7 @@ class Surrogate:
         chosen = _profile(candidates[:, axis], mean - sd)
         return band_of_draws(self.draw(compute, candidates[chosen]), candidates[chosen, axis], width)
 
+    @_on_one_thread
     def draw(self, compute: float, candidates: ArrayLike, draws: int = DRAWS) -> Array:
         """Joint draws of the loss without seed noise, (draws, m)."""
         h, w = self._inputs(compute, np.asarray(candidates, float).reshape(-1, len(self.axes)))
