@@ -1,5 +1,6 @@
 """Empty sets explained: each relaxation works and a smaller one does not; the nearest triad is the nearest."""
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -8,25 +9,25 @@ import pytest
 from moe_optuna.space import Relaxation, SearchSpace
 from moe_optuna.triad import Tolerances, Triad
 
-CPU = SearchSpace.load("cpu")
-M = CPU.allocation(5e10).flops_per_token
+SMALL = SearchSpace.load(Path(__file__).with_name("small.toml"))
+M = SMALL.allocation(5e10).flops_per_token
 
 EMPTY = [
-    pytest.param(CPU, CPU.triad(M, 40.0, 3.0), id="too much attention"),
-    pytest.param(CPU, CPU.triad(M, 9.0, 40.0), id="too many experts"),
-    pytest.param(CPU, CPU.triad(M, 9.0, 1.02), id="hardly any expert"),
-    pytest.param(CPU, Triad.at(M, 9.0, 3.3, Tolerances(0.002, 0.002, 0.002)), id="tight tolerances"),
+    pytest.param(SMALL, SMALL.triad(M, 40.0, 3.0), id="too much attention"),
+    pytest.param(SMALL, SMALL.triad(M, 9.0, 40.0), id="too many experts"),
+    pytest.param(SMALL, SMALL.triad(M, 9.0, 1.02), id="hardly any expert"),
+    pytest.param(SMALL, Triad.at(M, 9.0, 3.3, Tolerances(0.002, 0.002, 0.002)), id="tight tolerances"),
 ]
 
 
 def limited(**rules: Any) -> SearchSpace:
-    return SearchSpace.from_dict(CPU.to_dict() | {"infrastructure": rules})
+    return SearchSpace.from_dict(SMALL.to_dict() | {"infrastructure": rules})
 
 
 EMPTY += [
-    pytest.param(limited(memory_per_device=2e6), CPU.triad(M, 9.0, 3.0), id="little memory"),
-    pytest.param(limited(pipeline_stages=16), CPU.triad(M, 9.0, 3.0), id="many stages"),
-    pytest.param(limited(width_multiple=128), CPU.triad(M, 9.0, 3.0), id="wide multiples"),
+    pytest.param(limited(memory_per_device=2e6), SMALL.triad(M, 9.0, 3.0), id="little memory"),
+    pytest.param(limited(pipeline_stages=16), SMALL.triad(M, 9.0, 3.0), id="many stages"),
+    pytest.param(limited(width_multiple=128), SMALL.triad(M, 9.0, 3.0), id="wide multiples"),
 ]
 
 
@@ -98,7 +99,7 @@ def test_nearest_triad_is_the_nearest(space: SearchSpace, triad: Triad) -> None:
 
 
 def test_what_is_met_binds_nothing() -> None:
-    diagnosis = CPU.explain(CPU.triad(M, 9.0, 3.0))
+    diagnosis = SMALL.explain(SMALL.triad(M, 9.0, 3.0))
     assert diagnosis.count > 0
     assert diagnosis.binding is None
     assert diagnosis.relaxations == ()
@@ -106,9 +107,9 @@ def test_what_is_met_binds_nothing() -> None:
 
 
 def test_reasons_say_what_the_closed_form_says() -> None:
-    assert "these experts reach at most" in str(CPU.explain(CPU.triad(M, 9.0, 40.0)))
+    assert "these experts reach at most" in str(SMALL.explain(SMALL.triad(M, 9.0, 40.0)))
     shallow = SearchSpace.from_dict(
-        CPU.to_dict() | {"dimensions": CPU.to_dict()["dimensions"] | {"n_heads": 64}, "scale": []}
+        SMALL.to_dict() | {"dimensions": SMALL.to_dict()["dimensions"] | {"n_heads": 64}, "scale": []}
     )
     assert "pays for the attention of" in str(shallow.explain(shallow.triad(M, 7.0, 3.0)))
     assert "\n" not in str(shallow.explain(shallow.triad(M, 7.0, 3.0)))

@@ -15,11 +15,10 @@ from moe_optuna.triad import Tolerances, Triad
 
 
 @pytest.fixture
-def lattice(monkeypatch: pytest.MonkeyPatch) -> Lattice:
+def lattice(small: SearchSpace, monkeypatch: pytest.MonkeyPatch) -> Lattice:
     """Some hundred architectures, solved in parts of a few."""
     monkeypatch.setattr(solve_module, "_ROWS", 16)
-    space = SearchSpace.load("cpu")
-    return space.lattice(space.triad(space.allocation(space.budgets[1]).flops_per_token, 8.0, 3.0))
+    return small.lattice(small.triad(small.allocation(small.budgets[1]).flops_per_token, 8.0, 3.0))
 
 
 def test_length_items_iteration_chunks_and_arrays_agree(lattice: Lattice) -> None:
@@ -57,9 +56,8 @@ def test_what_is_larger_than_memory_is_counted_and_walked_but_not_held(
         _ = lattice.arrays
 
 
-def test_an_architecture_of_another_space_is_not_in_it(lattice: Lattice) -> None:
-    space = SearchSpace.load("cpu")
-    other = space.lattice(space.triad(space.allocation(space.budgets[0]).flops_per_token, 8.0, 3.0))[0]
+def test_an_architecture_of_another_space_is_not_in_it(lattice: Lattice, small: SearchSpace) -> None:
+    other = small.lattice(small.triad(small.allocation(small.budgets[0]).flops_per_token, 8.0, 3.0))[0]
     assert other not in lattice
     with pytest.raises(ValueError, match="not in the lattice"):
         lattice.index(other)

@@ -12,7 +12,7 @@ from moe_optuna.errors import InputError
 from moe_optuna.space import SearchSpace, lattice_payload
 
 READY = ("cpu", "lab", "holistic")
-CPU = Path(__file__).parents[2] / "search_spaces" / "cpu.toml"
+SMALL = Path(__file__).with_name("small.toml")
 
 
 @pytest.mark.parametrize("name", READY)
@@ -53,7 +53,7 @@ def test_repr_tells_the_problem(name: str) -> None:
     ],
 )  # fmt: skip
 def test_a_mistake_is_told_in_one_line_that_names_the_key(found: str, written: str, message: str) -> None:
-    text = CPU.read_text()
+    text = SMALL.read_text()
     assert found in text
     with pytest.raises(InputError) as error:
         SearchSpace.from_toml(text.replace(found, written, 1), where="mine.toml")
@@ -63,7 +63,7 @@ def test_a_mistake_is_told_in_one_line_that_names_the_key(found: str, written: s
 
 
 def test_expansion_ratio_beyond_the_experts_is_refused() -> None:
-    text = CPU.read_text()
+    text = SMALL.read_text()
     line = next(line for line in text.splitlines() if line.startswith("expansion_ratio = ["))
     with pytest.raises(InputError, match=r"expected at most \(n_experts \+ shared\) / \(top_k \+ shared\)"):
         SearchSpace.from_toml(text.replace(line, "expansion_ratio = [1.5, 1000.0]"))
@@ -84,8 +84,8 @@ def test_importing_and_building_phases_leaves_optuna_alone() -> None:
     assert done.stdout.strip() == "[]"
 
 
-def test_violations_name_each_broken_rule() -> None:
-    space = SearchSpace.load("cpu")
+def test_violations_name_each_broken_rule(small: SearchSpace) -> None:
+    space = small
     triad = space.triad(space.allocation(space.budgets[0]).flops_per_token, 8.0, 3.0)
     good = next(iter(space.lattice(triad)))
     assert space.violations(good, triad) == {}
@@ -100,8 +100,8 @@ def test_violations_name_each_broken_rule() -> None:
     } <= broken.keys()  # fmt: skip
 
 
-def test_payload_of_the_lattice_command() -> None:
-    space = SearchSpace.load("cpu")
+def test_payload_of_the_lattice_command(small: SearchSpace) -> None:
+    space = small
     payload = lattice_payload(space, compute=5e10, compute_density=8.0, expansion_ratio=3.0, list_all=True)
     assert payload["binding"] is None
     assert payload["count"] == len(payload["architectures"]) > 0
