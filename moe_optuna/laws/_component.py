@@ -21,7 +21,7 @@ Mask = NDArray[np.bool_]
 
 TUNED_POINTS = 240
 OUTLIER = 4.0
-CHUNK = 16384
+CHUNK = 2048  # candidates whose covariances stay in cache
 
 
 @dataclass(frozen=True)

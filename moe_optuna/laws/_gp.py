@@ -60,9 +60,15 @@ class Hyperparameters:
 
 def matern(left: Array, right: Array) -> Array:
     """Matern 5/2 of unit amplitude and lengths, (n, k) and (m, k) -> (n, m)."""
-    squared = (left * left).sum(1)[:, None] + (right * right).sum(1) - 2 * left @ right.T
-    r = np.sqrt(5 * np.maximum(squared, 0))
-    return np.asarray((1 + r * (1 + r / 3)) * np.exp(-r))
+    r = left @ (-10 * right.T)
+    r += 5 * (left * left).sum(1)[:, None]
+    r += 5 * (right * right).sum(1)
+    np.sqrt(np.maximum(r, 0, out=r), out=r)
+    decay = np.exp(-r)
+    r *= 1 + r / 3
+    r += 1
+    r *= decay
+    return r
 
 
 def cholesky(covariance: Array) -> Array:
@@ -85,6 +91,42 @@ def log_density(residual: Array, covariance: Array) -> float:
     return float(-0.5 * white @ white - np.log(np.diag(factor)).sum() - 0.5 * len(residual) * np.log(2 * np.pi))
 
 
+def misfit(
+    eta: Array, squares: Array, y: Array, base: Array, covariate: Array, seeded: Array, site: Array, prior: Prior
+) -> tuple[float, Array]:
+    """Negative log of marginal likelihood times prior, up to a constant, and its gradient in eta (e,).
+
+    Args:
+        eta: Hyperparameters, packed.
+        squares: Squared differences of the inputs, (k, n, n).
+    """
+    deviation = (eta - prior.mean) / prior.sd
+    inverse_squares = np.exp(-2 * eta[3:])
+    r = np.sqrt(np.tensordot(5 * inverse_squares, squares, 1))
+    slope = np.exp(2 * eta[0] - r) * (1 + r)
+    kernel = slope * (1 + r * r / (3 * (1 + r)))
+    noise = seeded * np.exp(2 * (eta[1] + eta[2] * covariate))
+    factor, info = lapack.dpotrf(kernel + base + np.diag(noise + site + _JITTER), lower=1, clean=1)
+    if info:
+        return 1e10, np.zeros_like(eta)
+    inverse = lapack.dpotri(factor, lower=1)[0]  # its lower triangle; the upper one is 0
+    inverse += inverse.T
+    np.fill_diagonal(inverse, np.diag(inverse) / 2)
+    alpha = inverse @ y
+    value = 0.5 * y @ alpha + np.log(np.diag(factor)).sum() + 0.5 * deviation @ deviation
+    # d value / d eta = tr((inverse - alpha alpha') dK / d eta) / 2
+    inner = inverse - np.outer(alpha, alpha)
+    on_diagonal = np.diag(inner) * noise
+    slope *= inner  # d kernel / d log_length_i = 5/3 amplitude^2 exp(-r) (1 + r) s_i / length_i^2
+    gradient = np.concatenate(
+        [
+            [np.vdot(inner, kernel), on_diagonal.sum(), on_diagonal @ covariate],
+            5 / 6 * inverse_squares * np.tensordot(squares, slope, 2),
+        ]
+    )
+    return float(value), gradient + deviation / prior.sd
+
+
 def tune(
     X: Array,
     y: Array,
@@ -93,46 +135,15 @@ def tune(
     seeded: Array,
     site: Array,
     prior: Prior,
-    start: Array | None = None,
-    iterations: int = 30,
+    start: Array,
+    iterations: int,
 ) -> Hyperparameters:
-    """Hyperparameters at the maximum of marginal likelihood times prior, by L-BFGS with analytic gradients.
-
-    Args:
-        start: Where to begin; the prior's mean by default.
-    """
-    squares = [(X[:, i, None] - X[:, i]) ** 2 for i in range(X.shape[1])]
-    identity = np.eye(len(y))
-
-    def loss(eta: Array) -> tuple[float, Array]:
-        deviation = (eta - prior.mean) / prior.sd
-        inverse_squares = np.exp(-2 * eta[3:])
-        r = np.sqrt(5 * sum(s * w for s, w in zip(squares, inverse_squares, strict=True)))
-        decay = np.exp(2 * eta[0]) * np.exp(-r)
-        kernel = decay * (1 + r * (1 + r / 3))
-        noise = seeded * np.exp(2 * (eta[1] + eta[2] * covariate))
-        factor, info = lapack.dpotrf(kernel + base + np.diag(noise + site) + _JITTER * identity, lower=1, clean=1)
-        if info:
-            return 1e10, np.zeros_like(eta)
-        inverse = np.tril(lapack.dpotri(factor, lower=1)[0])
-        inverse += np.tril(inverse, -1).T
-        alpha = inverse @ y
-        value = 0.5 * y @ alpha + np.log(np.diag(factor)).sum() + 0.5 * deviation @ deviation
-        # d value / d eta = tr((inverse - alpha alpha') dK / d eta) / 2
-        inner = inverse - np.outer(alpha, alpha)
-        on_diagonal = np.diag(inner) * noise
-        slope = inner * decay * (1 + r)  # d kernel / d log_length_i = 5/3 decay (1 + r) s_i / length_i^2
-        gradient = np.concatenate(
-            [
-                [np.vdot(inner, kernel), on_diagonal.sum(), on_diagonal @ covariate],
-                [5 / 6 * w * np.vdot(slope, s) for s, w in zip(squares, inverse_squares, strict=True)],
-            ]
-        )
-        return float(value), gradient + deviation / prior.sd
-
+    """Hyperparameters at the maximum of marginal likelihood times prior, by L-BFGS from `start`."""
+    squares = (X.T[:, :, None] - X.T[:, None, :]) ** 2
     bounds = [(m - 5 * s, m + 5 * s) for m, s in zip(prior.mean, prior.sd, strict=True)]
-    begin = prior.mean if start is None else start
-    found = minimize(loss, begin, jac=True, method="L-BFGS-B", bounds=bounds, options={"maxiter": iterations})
+    arguments = (squares, y, base, covariate, seeded, site, prior)
+    options = {"maxiter": iterations}
+    found = minimize(misfit, start, arguments, jac=True, method="L-BFGS-B", bounds=bounds, options=options)
     return Hyperparameters.unpack(found.x)
 
 

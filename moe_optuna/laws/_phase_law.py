@@ -35,9 +35,8 @@ class LawAxis:
     """An axis of a phase across budgets.
 
     Attributes:
-        centre, slope: The middle of the searched t, and how it moves with h; 0 for a ratio, which is searched in the
-            same range at every budget.
-        extent: T, the searched range of t at one budget.
+        centre, slope: Where w is 0 at h = 0, and how that moves with h: the literature's exponent, 0 for a ratio.
+        extent: T, the range of t around that line that the runs searched.
     """
 
     name: str
