@@ -41,8 +41,9 @@ def loss_of(architecture: dict[str, Any]) -> float:
     return 2 + 1 / architecture["d_model"]
 
 
-def prepare(recipe: dict[str, Any]) -> None:
+def prepare(recipe: dict[str, Any]) -> dict[str, Any]:
     """What a worker does before the first trial: nothing."""
+    return {"content": ""}
 
 
 def run(task: dict[str, Any], link: Any) -> dict[str, Any]:
@@ -95,7 +96,7 @@ def controlled(
         stack.enter_context(hold(folder))
         executor = stack.enter_context(LocalExecutor(local_slots(workers), module="controller", logs=folder / "logs"))
         controller = Controller(executor, Leases(exclusive=storage is None))
-        controller.run(Work(study, phase, workers, recipe, 0, folder / "checkpoints"))  # all are up
+        controller.run(Work(study, phase, workers, recipe, "", 0, folder / "checkpoints"))  # all are up
 
         def kill() -> None:
             nonlocal killed
@@ -108,7 +109,7 @@ def controlled(
         if every:
             threading.Thread(target=kill, daemon=True).start()
         begin, used = time.perf_counter(), time.process_time()
-        controller.run(Work(study, phase, workers + trials, recipe, 0, folder / "checkpoints"))
+        controller.run(Work(study, phase, workers + trials, recipe, "", 0, folder / "checkpoints"))
         wall, cpu = time.perf_counter() - begin, time.process_time() - used
         over.set()
     right = sum(

@@ -7,7 +7,7 @@ to, and JSON cannot carry code.
 controller to worker   ``{"run": task}``, ``{"prepare": recipe}``, ``{"go": bool}`` (the answer to a report),
                        ``{"stop": true}`` (save and give the trial back); the end of the stream means exit
 worker to controller   ``{"ready": pid}``, ``{"reports": [[index, loss], ...]}`` (those of an earlier attempt),
-                       ``{"report": [index, loss]}``, ``{"result": {...}}``, ``{"prepared": true}``,
+                       ``{"report": [index, loss]}``, ``{"result": {...}}``, ``{"prepared": {...}}``,
                        ``{"interrupted": true}``, ``{"failed": {"kind": ..., "reason": ...}}``
 =====================  =================================================================================
 """

@@ -67,6 +67,7 @@ class Work:
         phase: What its trials may propose.
         trials: Trials that it is to have, trained to the end or pruned; those that failed are replaced.
         recipe: The training recipe, as plain data.
+        text: The hash of the text that it trains on.
         seed: The seed of trials that carry none of their own.
         checkpoints: The folder for what is being trained.
     """
@@ -75,6 +76,7 @@ class Work:
     phase: Phase
     trials: int
     recipe: dict[str, Any]
+    text: str
     seed: int
     checkpoints: Path
 
@@ -112,8 +114,8 @@ class Controller:
     _running: dict[int, _Run] = field(default_factory=dict)
     _failed: dict[MoEArchitecture, str] = field(default_factory=dict)
 
-    def prepare(self, recipe: dict[str, Any]) -> None:
-        """Have a worker make the text ready.
+    def prepare(self, recipe: dict[str, Any]) -> dict[str, Any]:
+        """Have a worker make the text ready; what the text is.
 
         Raises:
             InputError: Where it cannot.
@@ -126,7 +128,7 @@ class Controller:
                 self.executor.send(chosen, {"prepare": recipe})
             for worker, message in self.executor.wait(TICK):
                 if "prepared" in message:
-                    return
+                    return dict(message["prepared"])
                 if "failed" in message:
                     raise InputError(message["failed"]["reason"])
                 if worker == chosen and "died" in message:
@@ -215,6 +217,7 @@ class Controller:
             "compute": work.phase.compute,
             "tokens": work.phase.tokens(architecture),
             "recipe": work.recipe,
+            "text": work.text,
             "seed": seed,
             "checkpoint": str(work.checkpoints / name / f"{trial.number:05d}"),
         }
@@ -251,7 +254,9 @@ class Controller:
         elif "interrupted" in message or ("died" in message and not message["started"]):
             self._give_back(work, run)  # a worker that dies before it is ready has not seen the trial
         elif "died" in message:
-            self._retry(work, run, f"the worker died, {message['died']}", fail=True)
+            # A bus error is a mapped file that became shorter, or a full disk under one: not the architecture's doing.
+            fault = "SIGBUS" not in message["died"]
+            self._retry(work, run, f"the worker died, {message['died']}", fail=fault)
         elif message["failed"]["kind"] == "trial":
             run.verdict, run.reason = "failed", message["failed"]["reason"]
             self._finish(work, run, {})
@@ -315,8 +320,9 @@ class Controller:
             raise InputError(f"{reason}; tried {deaths} times; the same command resumes", where=run.task["checkpoint"])
 
     def _give_back(self, work: Work, run: _Run) -> None:
-        if self.leases.holds(_frozen(work.study, run.trial)):
-            self.leases.give_back(work.study, run.trial._trial_id)
+        with contextlib.suppress(OSError):  # with no room in the journal, the next run takes it up as a dead one's
+            if self.leases.holds(_frozen(work.study, run.trial)):
+                self.leases.give_back(work.study, run.trial._trial_id)
         self._tell("end", work, run, state="returned")
 
     def _give_back_all(self, work: Work) -> None:

@@ -84,7 +84,8 @@ class WorkerProcess:
             code = self.process.wait()
         if code < 0:
             name = signal.Signals(-code).name
-            return f"killed by {name}" + (" (out of memory?)" if -code == signal.SIGKILL else "")
+            hint = {signal.SIGKILL: " (out of memory?)", signal.SIGBUS: " (a data file was cut, or the disk is full?)"}
+            return f"killed by {name}{hint.get(signal.Signals(-code), '')}"
         lines = self._log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
         return f"exit status {code}" + (f": {lines[-1][:300]}" if lines and code else "")
 

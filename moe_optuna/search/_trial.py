@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from moe_optuna import training
 from moe_optuna.architecture import MoEArchitecture
+from moe_optuna.errors import InputError
 from moe_optuna.training import Recipe, TrainingResult, train  # here, so that the worker has torch before its trial
 
 if TYPE_CHECKING:
@@ -30,7 +31,16 @@ __all__ = ["prepare", "run"]
 
 
 def run(task: dict[str, Any], link: Link) -> dict[str, Any]:
-    """Train the task's architecture; reports go over the link, which says whether to go on."""
+    """Train the task's architecture; reports go over the link, which says whether to go on.
+
+    Raises:
+        InputError: Where the text is no longer that of the search.
+    """
+    if (found := prepare(task["recipe"])["content"]) != task["text"]:
+        raise InputError(
+            f"the text has changed: sha256 {found[:12]}, expected {task['text'][:12]}, with which this search began",
+            where=task["recipe"]["data"],
+        )
     devices = task.get("devices") or max(1, len(os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")))
     with _ranks(task, devices):
         return _train(
@@ -41,9 +51,9 @@ def run(task: dict[str, Any], link: Link) -> dict[str, Any]:
         ).to_dict()
 
 
-def prepare(recipe: dict[str, Any]) -> None:
-    """Tokenise and cache the recipe's text."""
-    training.prepare(Recipe.from_dict(recipe))
+def prepare(recipe: dict[str, Any]) -> dict[str, Any]:
+    """Tokenise and cache the recipe's text; what it was made of."""
+    return dict(training.prepare(Recipe.from_dict(recipe)).origin)
 
 
 def _train(

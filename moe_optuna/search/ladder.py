@@ -148,6 +148,7 @@ def search(
             finished=lambda work, ended: runs.write(),
         )
         stack.enter_context(controller.signals())
+        stack.enter_context(_files_in(folder))
         return _Ladder(space, store, controller, recipe, seed, folder, runs, clock).climb()
 
 
@@ -173,11 +174,23 @@ def _quiet_optuna() -> Iterator[None]:
         optuna.logging.set_verbosity(before)
 
 
+@contextlib.contextmanager
+def _files_in(folder: Path) -> Iterator[None]:
+    """What goes wrong with a file of the search, a full disk above all, as one line."""
+    try:
+        yield
+    except OSError as error:
+        raise InputError(
+            f"{error.strerror or error}; nothing that was finished is lost, the same command resumes",
+            where=error.filename or folder,
+        ) from error
+
+
 def _one_thread() -> contextlib.AbstractContextManager[Any]:
     """One thread for linear algebra here: the surrogate's matrices are small, the cores are the workers', and threads
     that wait for a busy core cost it ten times and more (measured: 380 s became 24 s on two loaded cores)."""
     import scipy.linalg  # noqa: F401 - it brings a library of its own, which must be there to be limited
-    from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
+    from threadpoolctl import threadpool_limits
 
     limits: contextlib.AbstractContextManager[Any] = threadpool_limits(1)
     return limits
@@ -195,13 +208,14 @@ class _Ladder:
     out: Path
     runs: Runs
     clock: _Clock
+    text: dict[str, Any] = field(default_factory=dict)
     studies: dict[int, list[Study]] = field(default_factory=lambda: {0: [], 1: [], 2: []})
     allocations: list[tuple[float, float]] = field(default_factory=list)
 
     def climb(self) -> SearchResult:
         """All budgets, then the blueprint."""
         self.clock.observe(Event("prepare"))
-        self.controller.prepare(self.recipe)
+        self.text = self.controller.prepare(self.recipe)
         outcome, prediction, before = None, None, None
         for step, compute in enumerate(self.space.budgets):
             if step and compute == self.space.budgets[-1]:
@@ -251,7 +265,7 @@ class _Ladder:
         self.studies[phase.number].append(study)
         self.runs.add(study, phase)
         trials = min(self.space.search.trials(phase.number, step), len(phase.lattice))
-        work = Work(study, phase, trials, self.recipe, self.seed, self.out / "checkpoints")
+        work = Work(study, phase, trials, self.recipe, self.text["content"], self.seed, self.out / "checkpoints")
         self.clock.observe(_opening(work))
         self.controller.run(work)
         return _Searched(work, sampler)
@@ -294,7 +308,14 @@ class _Ladder:
                 f"{self.seed}, expected {known['seed']}, with which this search began, or another folder",
                 where="--seed",
             )
+        if known.get("text", self.text)["content"] != self.text["content"]:
+            raise InputError(
+                f"sha256 {self.text['content'][:12]}, expected {known['text']['content'][:12]}, with which this search"
+                " began: the text has changed; expected the same text, or another folder",
+                where=self.recipe["data"],
+            )
         wanted = {
+            "text": self.text,
             "phase": phase.number,
             "compute": phase.compute,
             "space": text,

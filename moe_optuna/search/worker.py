@@ -43,8 +43,9 @@ class TrialFunctions(Protocol):
         ...
 
     @staticmethod
-    def prepare(recipe: dict[str, Any]) -> None:
-        """What is done once before any trial (tokenising)."""
+    def prepare(recipe: dict[str, Any]) -> dict[str, Any]:
+        """What is done once before any trial (tokenising); what the text is, as plain data with its hash as
+        ``content``."""
         ...
 
 
@@ -149,8 +150,7 @@ def serve(link: Link, functions: TrialFunctions) -> None:
             return
         try:
             if "prepare" in message:
-                functions.prepare(message["prepare"])
-                link.send({"prepared": True})
+                link.send({"prepared": functions.prepare(message["prepare"])})
             elif "run" in message:
                 _run(link, functions, message["run"])
         except InputError as error:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import math
+import mmap
 import os
 import resource
 import signal
 import time
 from pathlib import Path
 from typing import Any
+
+from moe_optuna import InputError
 
 
 def loss_of(task: dict[str, Any]) -> float:
@@ -19,13 +22,27 @@ def loss_of(task: dict[str, Any]) -> float:
     return 2.0 + 0.05 * width**2 + (task["compute"] / 1e9) ** -0.1 + noise
 
 
-def prepare(recipe: dict[str, Any]) -> None:
+_maps: dict[str, mmap.mmap] = {}
+
+
+def _mapped(path: str) -> mmap.mmap:
+    """A file as it was when this process first looked, as a tokenized corpus is."""
+    if path not in _maps:
+        with open(path, "rb") as file:
+            _maps[path] = mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ)
+    return _maps[path]
+
+
+def prepare(recipe: dict[str, Any]) -> dict[str, Any]:
     if recipe.get("missing"):
         raise FileNotFoundError(recipe["missing"])
+    return {"content": str(len(_mapped(recipe["mapped"]))) if "mapped" in recipe else "text"}
 
 
 def run(task: dict[str, Any], link: Any) -> dict[str, Any]:
     recipe, folder = task["recipe"], Path(task["checkpoint"])
+    if prepare(recipe)["content"] != task["text"]:
+        raise InputError("the text has changed")
     target, reports = loss_of(task), recipe.get("reports", 4)
     state = folder / "state.json"
     first = json.loads(state.read_text()) + 1 if state.exists() else 1
@@ -36,6 +53,8 @@ def run(task: dict[str, Any], link: Any) -> dict[str, Any]:
             raise RuntimeError(f"width {width} does not train")
         if width in recipe.get("killing", ()):
             os.kill(os.getpid(), signal.SIGKILL)
+        if "mapped" in recipe:
+            _mapped(recipe["mapped"])[-1]
         if width in recipe.get("full_disk", ()):
             raise OSError(28, "No space left on device")
         if width in recipe.get("hungry", ()):

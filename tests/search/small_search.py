@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -37,6 +38,7 @@ def run(
     trials: int = 20,
     workers: int = 2,
     recipe: dict[str, Any] | None = None,
+    text: str = "text",
     storage: str | None = None,
     widths: int = 40,
     observer: Any = lambda event: None,
@@ -59,7 +61,7 @@ def run(
         stack.enter_context(controller.signals())
         if interrupt:
             interrupt(controller, executor)
-        controller.run(Work(study, SmallPhase(widths), trials, recipe or {}, 0, folder / "checkpoints"))
+        controller.run(Work(study, SmallPhase(widths), trials, recipe or {}, text, 0, folder / "checkpoints"))
     return study
 
 
@@ -78,7 +80,10 @@ if __name__ == "__main__":
     def tell(event: Any) -> None:
         print(event.kind, event.trial, event.state, flush=True)
 
+    arguments = json.loads(sys.argv[2])
+    if largest := arguments.pop("largest_file", None):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (largest, resource.RLIM_INFINITY))
     try:
-        run(Path(sys.argv[1]), observer=tell, **json.loads(sys.argv[2]))
+        run(Path(sys.argv[1]), observer=tell, **arguments)
     except KeyboardInterrupt:
         sys.exit(130)

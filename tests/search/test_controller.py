@@ -130,6 +130,23 @@ def test_a_full_disk_stops_the_search_and_loses_nothing(tmp_path):
     assert [trial.params for trial in after[: len(before)]] == [trial.params for trial in before]
 
 
+def test_a_data_file_that_is_cut_while_it_is_read_stops_the_search_and_loses_nothing(tmp_path):
+    data = tmp_path / "corpus.bin"
+    data.write_bytes(bytes(100_000))
+
+    def observe(event):
+        if event.kind == "end" and event.finished == 5:
+            os.truncate(data, 10)
+
+    settings = {"recipe": {"mapped": str(data), "seconds": 0.01}, "text": "100000"}
+    with pytest.raises(InputError, match="the text has changed"):  # after a bus error, which is not the trial's fault
+        run(tmp_path, trials=40, observer=observe, **settings)
+    before = open_study(tmp_path).trials
+    assert {trial.state for trial in before} == {TrialState.COMPLETE, TrialState.WAITING}
+    data.write_bytes(bytes(100_000))  # put right again
+    assert states(run(tmp_path, trials=12, **settings)) == ["COMPLETE"] * 12
+
+
 def test_data_that_is_missing_stops_the_search_before_a_trial(tmp_path):
     def prepare(controller, executor):
         controller.prepare({"missing": "corpus.bin"})

@@ -97,3 +97,17 @@ def test_a_second_search_in_the_same_folder_is_refused(tmp_path):
     process.kill()
     process.communicate()
     assert f"another search runs in it (process {process.pid})" in output
+
+
+def test_a_journal_without_room_loses_nothing_that_was_finished(tmp_path, undisturbed):
+    """The kernel refuses to let the journal grow, in the middle of a line."""
+    settings = {"trials": 8, "workers": 1, "recipe": RECIPE}
+    process = start(tmp_path, **settings, largest_file=16_001)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert "File too large" in output
+    assert (tmp_path / "journal.log").stat().st_size <= 16_001
+    finished = [trial.value for trial in open_study(tmp_path).trials if trial.state.is_finished()]
+    assert 0 < len(finished) < 8
+    study = run(tmp_path, **settings)
+    assert [(trial.params, trial.value) for trial in study.trials] == undisturbed

@@ -14,9 +14,9 @@ from tiny_space import tiny_space
 import moe_optuna
 from moe_optuna import InputError, MoEArchitecture, Triad
 from moe_optuna.architecture import DIMENSIONS
-from moe_optuna.search import search
+from moe_optuna.search import ladder, search
 from moe_optuna.search._runs import COLUMNS
-from moe_optuna.search._storage import open_storage
+from moe_optuna.search._storage import open_storage, write_atomic
 
 HERE = Path(__file__).parent
 STATES = ("complete", "pruned", "failed")
@@ -144,6 +144,21 @@ def test_killed_again_and_again_it_ends_with_the_same_blueprint(finished, tmp_pa
             k: v for k, v in theirs.items() if k not in volatile
         }
     assert (tmp_path / "blueprint.json").read_bytes() == (finished[0] / "blueprint.json").read_bytes()
+
+
+def test_a_disk_that_fills_up_at_the_end_is_one_line_and_resumes(finished, tmp_path, monkeypatch):
+    def full(path, text):
+        if path.name == "laws.json":
+            raise OSError(28, "No space left on device", str(path))
+        write_atomic(path, text)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ladder, "write_atomic", full)
+        with pytest.raises(InputError, match=r"laws.json: No space left on device; nothing that was finished is lost"):
+            instant(tmp_path)
+    assert not (tmp_path / "laws.json").exists()
+    instant(tmp_path)
+    assert (tmp_path / "laws.json").read_bytes() == (finished[0] / "laws.json").read_bytes()
 
 
 def test_another_space_or_seed_in_the_same_folder_is_refused(finished):

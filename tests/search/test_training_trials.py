@@ -12,7 +12,7 @@ from tiny_space import tiny_space
 from moe_optuna import LightningObjective, TriadSampler
 from moe_optuna.search._local import LocalExecutor
 from moe_optuna.search._slots import Slot
-from moe_optuna.training import Recipe, train
+from moe_optuna.training import Corpus, Recipe, train
 
 SPACE = tiny_space(training={"reports": 4, "report_windows": 4, "final_windows": 16})
 
@@ -24,6 +24,7 @@ def task(phase, folder, index=3):
         "compute": phase.compute,
         "tokens": phase.tokens(architecture),
         "recipe": Recipe.from_table(SPACE.training).to_dict(),
+        "text": Corpus.prepare(Recipe.from_table(SPACE.training)).origin["content"],
         "seed": 3,
         "checkpoint": str(folder),
     }
@@ -102,6 +103,13 @@ def test_a_trial_on_two_devices_stops_on_both_at_the_same_report(executor, phase
     alone, end = talk(executor)
     assert end["result"]["stopped"] is False
     assert [loss for _, loss in alone[:2]] == pytest.approx([loss for _, loss in reports], rel=0.02)
+
+
+def test_a_text_that_has_changed_is_refused(executor, phase, tmp_path):
+    executor.send(0, {"run": task(phase, tmp_path) | {"text": "0" * 64}})
+    _, end = talk(executor)
+    assert end["failed"]["kind"] == "input"
+    assert "python: the text has changed" in end["failed"]["reason"]
 
 
 def test_the_objective_in_a_study_of_ones_own(phase):
