@@ -43,8 +43,8 @@ warnings.filterwarnings("ignore")
 BAND = 0.001
 POINTS = 20
 PRUNERS: dict[str, Callable[[], BasePruner]] = {
-    "Band (0.95)": BandPruner,
-    "Band (0.99)": lambda: BandPruner(probability=0.99),
+    "Band": BandPruner,
+    "Band (0.95)": lambda: BandPruner(probability=0.95),
     "Median": MedianPruner,
     "Percentile (25)": lambda: PercentilePruner(25.0),
     "SuccessiveHalving": SuccessiveHalvingPruner,

@@ -57,44 +57,50 @@ class Forecast:
 def forecast(running: Curve, finished: Sequence[tuple[Curve, float]]) -> Forecast | None:
     """Predict where a curve ends, from the curves of finished trials on the same grid.
 
-    What a finished trial still gained after the step s, ``log final - log loss(s)``, is regressed on its loss at s and
-    on its fall since s/2, both standardised; conjugate Bayesian regression, slopes shrunk towards 0, so that two
-    curves give the mean gain with a wide interval and many give a line with a narrow one (Gelman et al., Bayesian
-    Data Analysis, chapter 14).
+    What a finished trial still gained after the step s, ``log final - log loss(s)``, is regressed on three features of
+    its curve up to s, standardised: the loss at s, how far it lies off the mean of the last three, how far these lie
+    below the mean of the first half. Conjugate Bayesian regression with slopes shrunk towards 0, so that two curves
+    give the mean gain with a wide interval and many give a hyperplane with a narrow one (Gelman et al., Bayesian Data
+    Analysis, chapter 14).
 
     Args:
         running: Losses reported so far.
         finished: Curves of finished trials, each with its final loss.
 
     Returns:
-        The forecast, or ``None`` where fewer than two finished curves have the running one's last step.
+        The forecast, or ``None`` where fewer than two finished curves have all of the running one's steps.
     """
     if not running:
         return None
-    step = max(running)
-    half = max((s for s in running if s <= step / 2), default=step)
-    now, before = running[step], running[half]
+    steps = sorted(running)
     rows = [
-        (curve[step], curve[half], final)
+        [curve[step] for step in steps] + [final]
         for curve, final in finished
-        if step in curve and half in curve and _positive(curve[step], curve[half], final)
+        if all(step in curve for step in steps) and _positive(final, *(curve[step] for step in steps))
     ]
-    if len(rows) < 2 or not _positive(now, before):
+    if len(rows) < 2 or not _positive(*running.values()):
         return None
     logs = np.log(np.array(rows))
-    gained = logs[:, 2] - logs[:, 0]
-    features = np.column_stack([logs[:, 0], logs[:, 0] - logs[:, 1]])
-    own = np.array([math.log(now), math.log(now / before)])
+    own = np.log(np.array([[running[step] for step in steps]]))
+    gained = logs[:, -1] - logs[:, -2]
+    features, point = _features(logs[:, :-1]), _features(own)[0]
     centre, spread = features.mean(0), np.maximum(features.std(0), 1e-9)
     design = np.column_stack([np.ones(len(rows)), (features - centre) / spread])
-    point = np.concatenate([[1.0], (own - centre) / spread])
-    precision = design.T @ design + np.diag([0.0, 1.0, 1.0])
+    point = np.concatenate([[1.0], (point - centre) / spread])
+    precision = design.T @ design + np.diag([0.0, 1.0, 1.0, 1.0])
     weights = np.linalg.solve(precision, design.T @ gained)
-    # One prior degree of freedom of a gain's relative error of 0.1 %: two equal curves are no certainty.
-    degrees = 1.0 + len(rows) - 1
-    squares = 1e-6 + float(gained @ gained - weights @ precision @ weights)
-    variance = max(squares, 1e-12) / degrees * (1 + float(point @ np.linalg.solve(precision, point)))
-    return Forecast(now * math.exp(float(point @ weights)), math.sqrt(variance), degrees)
+    # Two prior observations of an error of one per cent: that a few curves agree is no certainty.
+    degrees = 2.0 + len(rows) - 1
+    squares = 2 * 0.01**2 + float(gained @ gained - weights @ precision @ weights)
+    variance = squares / degrees * (1 + float(point @ np.linalg.solve(precision, point)))
+    loss = float(np.exp(own[0, -1] + point @ weights))
+    return Forecast(loss, math.sqrt(variance), degrees)
+
+
+def _features(curves: Array) -> Array:
+    """Of log losses (n, s): (n, 3)."""
+    recent = curves[:, -3:].mean(1)
+    return np.stack([curves[:, -1], curves[:, -1] - recent, recent - curves[:, : curves.shape[1] // 2 + 1].mean(1)], 1)
 
 
 class BandPruner(BasePruner):
@@ -105,14 +111,12 @@ class BandPruner(BasePruner):
     (``trial.report(loss, grid index)``): curves meet at equal steps only. The fewer curves are finished, the wider
     the interval and the rarer a stop; before `n_startup_trials` have finished, nothing is stopped.
 
-    The asked probability holds for a trial as a whole: the error that it admits is shared out over the trial's reports.
-
     Example::
 
-        study = optuna.create_study(sampler=TriadSampler(phase), pruner=BandPruner(probability=0.99))
+        study = optuna.create_study(sampler=TriadSampler(phase), pruner=BandPruner())
 
     Args:
-        probability: How sure to be before a trial is stopped.
+        probability: How sure to be before a trial is stopped, at each of its reports.
         band: Relative width of the near-optimal band.
         noise: Relative standard deviation of a loss over seeds; estimated from repeated parameters by default, 0
             without any.
@@ -123,7 +127,7 @@ class BandPruner(BasePruner):
     """
 
     def __init__(
-        self, *, probability: float = 0.95, band: float = 0.001, noise: float | None = None, n_startup_trials: int = 4
+        self, *, probability: float = 0.99, band: float = 0.001, noise: float | None = None, n_startup_trials: int = 4
     ) -> None:
         if not 0.5 <= probability < 1:
             raise InputError(f"{probability!r}, expected at least 0.5 and below 1", where="probability")
@@ -151,7 +155,6 @@ class BandPruner(BasePruner):
         finished = finished_curves(trials)
         if len(finished) < self._n_startup_trials:
             return False
-        reports = max(len(curve) for curve, _ in finished)
         if step >= max(max(curve) for curve, _ in finished):
             return False  # the last report: nothing is left to save
         ahead = forecast(trial.intermediate_values, finished)
@@ -159,8 +162,7 @@ class BandPruner(BasePruner):
             return False
         noise = self._noise if self._noise is not None else _repeat_noise(trials)
         bound = min(final for _, final in finished) * (1 + self._band)
-        error = (1 - self._probability) / max(reports - 1, 1)
-        return ahead.above(bound, noise) >= 1 - error
+        return ahead.above(bound, noise) >= self._probability
 
 
 def finished_curves(trials: Sequence[FrozenTrial]) -> list[tuple[Curve, float]]:

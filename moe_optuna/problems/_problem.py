@@ -125,8 +125,8 @@ class Problem:
         random = self._random(architecture, compute, seed + 1_000_003)
         own = self._random(architecture, 0.0, 0)
         fraction = np.arange(1, points + 1) / points
-        climb = 0.10 * np.exp(0.15 * own.standard_normal())
-        fall = 0.03 * np.exp(0.25 * own.standard_normal())
+        climb = 0.10 * np.exp(0.08 * own.standard_normal())
+        fall = 0.03 * np.exp(0.12 * own.standard_normal())
         decay = np.clip((1 - fraction) / 0.2, 0, 1)
         jitter = 2 * self._noise(final, compute) * random.standard_normal(points) * np.sqrt(1 - fraction)
         losses = final * np.exp(climb * (fraction**-0.5 - 1) + fall * decay + jitter)
