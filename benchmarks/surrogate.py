@@ -167,7 +167,7 @@ def main() -> None:
                     print(
                         f"{kind:8} {each:3} runs  noise {noise:.2%}  {name:10} loss {medians['loss']:.3%}  position "
                         f"{medians['position']:.2f}  regret {medians['regret']:.3%}  "
-                        f"coverage {medians['coverage']:.2f}  inside {medians['inside']:.3%}  {medians['seconds']:.2f} s",
+                        f"coverage {medians['coverage']:.2f}  inside {medians['inside']:.3%}",
                         flush=True,
                     )
     print(record("surrogate", rows))

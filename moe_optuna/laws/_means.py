@@ -4,11 +4,12 @@ Each mean is a function of coefficients theta (q,) with a normal prior, and give
 q). With h the centred log of compute and w = u - 1/2 the centred coordinates:
 
 `law`
-    ``level(h) + sum_a curvature_a(h) phi_a(w_a - optimum_a(h))``. Level: ``E + A C^-alpha``, the log of it. The
-    three forms of arXiv:2603.21862 are one: ``a / (x - 6) + b x`` over t = log(x - 6), ``a / (x - 1) + b / (pole -
-    x)`` over t = logit((x - 1) / (pole - 1)), both ``2 sqrt(ab') (cosh(t - t_opt) - 1)`` above their least value,
-    and a quadratic. So ``phi(w) = 2 (cosh(R w) - 1) / R^2`` with R the range of t over the axis, ``w^2`` at R = 0.
-    The optimum is linear in h (a power law of x - 6), the curvature a power law.
+    ``level(h) + sum_a curvature_a(h) phi_a(w_a - optimum_a(h))``. Level: the log of ``E + A C^-alpha``, by its value
+    and slope at h = 0 and the floor E's share of it. The three forms of arXiv:2603.21862 are one: ``a / (x - 6) + b
+    x`` over t = log(x - 6), ``a / (x - 1) + b / (pole - x)`` over t = logit((x - 1) / (pole - 1)), both ``2
+    sqrt(ab') (cosh(t - t_opt) - 1)`` above their least value, and a quadratic. So ``phi(w) = 2 (cosh(R w) - 1) /
+    R^2`` with R the range of t over the axis, ``w^2`` at R = 0. The optimum is linear in h (a power law of x - 6),
+    the curvature a power law.
 `quadratic`
     A full quadratic in w whose coefficients drift with h: optima move, axes interact, no form is claimed.
 `constant`
@@ -115,33 +116,33 @@ def law(ranges: Array, spread: float, level: float) -> Mean:
     wide = np.where(ranges > 0, ranges, 1.0)
 
     def evaluate(theta: Array, h: Array, w: Array) -> tuple[Array, Array]:
-        scale, share, rate = theta[0], 1 / (1 + np.exp(-theta[1])), np.exp(theta[2])
+        share, slope = 1 / (1 + np.exp(-theta[1])), np.exp(theta[2])
+        rate = slope / (1 - share)
+        falling = np.exp(np.clip(-rate * h, -30, 30))
+        total = share + (1 - share) * falling
         place, drift, curve, growth = theta[3:].reshape(4, axes)
-        falling = (1 - share) * np.exp(-rate * h)
-        log_level = np.log(share + falling)
         delta = w - place - drift * h[:, None]  # (n, p)
         bounded = np.clip(wide * delta, -8, 8)
         curved = ranges > 0
         phi = np.where(curved, 2 * (np.cosh(bounded) - 1) / wide**2, delta**2)
-        slope = np.where(curved, 2 * np.sinh(bounded) / wide, 2 * delta)
+        steep = np.where(curved, 2 * np.sinh(bounded) / wide, 2 * delta)
         strength = np.exp(np.clip(curve + growth * h[:, None], -20, 5))
-        total = share + falling
         jacobian = np.column_stack(
             [
                 np.ones_like(h),
-                share * (1 - share) * (1 - np.exp(-rate * h)) / total,
-                -rate * h * falling / total,
-                -strength * slope,
-                -strength * slope * h[:, None],
+                share * (1 - share) * (1 - falling * (1 + rate * h)) / total,
+                -slope * h * falling / total,
+                -strength * steep,
+                -strength * steep * h[:, None],
                 strength * phi,
                 strength * phi * h[:, None],
             ]
         )
-        return scale + log_level + (strength * phi).sum(1), jacobian
+        return theta[0] + np.log(total) + (strength * phi).sum(1), jacobian
 
     curve = np.log(3 * spread)
-    mean = [level, -0.5, np.log(0.12)] + [0.0] * axes + [0.0] * axes + [curve] * axes + [0.0] * axes
-    sd = [5 * spread + 0.05, 1.5, 0.5] + [0.4] * axes + [0.05] * axes + [1.5] * axes + [0.05] * axes
+    mean = [level, -0.5, np.log(0.06)] + [0.0] * axes + [0.0] * axes + [curve] * axes + [0.0] * axes
+    sd = [5 * spread + 0.05, 1.5, 0.7] + [0.4] * axes + [0.05] * axes + [1.5] * axes + [0.05] * axes
     prior = np.array(mean)
     starts = []
     for place in (-0.25, 0.0, 0.25):

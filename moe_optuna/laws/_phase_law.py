@@ -81,12 +81,12 @@ class PhaseLaw:
     Attributes:
         phase: 0, 1 or 2.
         reference: Log of compute at h = 0.
-        theta, covariance: Coefficients (q,) = (log level, share, rate, place..., drift..., curve..., growth...) and
+        theta, covariance: Coefficients (q,) = (log level at h = 0, logit of the floor's share of it, log of its
+            slope, place..., drift..., curve..., growth...) and
             their covariance.
         noise: Relative sd of a run over seeds.
         points: Runs behind it.
         mean: Which of law, quadratic and constant predicted the largest budget best from the smaller ones.
-        dropped: Budgets that contradict the larger ones and were left out.
     """
 
     phase: int
@@ -97,7 +97,6 @@ class PhaseLaw:
     noise: float
     points: int
     mean: str
-    dropped: tuple[float, ...] = ()
     seed: int = 0
     surrogate: Surrogate | None = field(default=None, repr=False, compare=False)
 
@@ -119,15 +118,14 @@ class PhaseLaw:
         pole = next((axis.form.pole for axis in axes if axis.form.name == "two_pole"), np.inf)
         unit = np.column_stack([axis.w(columns[axis.name], h) + 0.5 for axis in axes])
         surrogate = Surrogate(axes, pole=pole, seed=seed).fit(
-            Observations(columns["compute"], unit, columns["loss"], columns["censored"], columns["group"]), noise=noise
+            Observations(columns["compute"], unit, columns["loss"], columns["censored"], columns["group"]),
+            noise=noise,
+            drop=False,
         )
-        theta, covariance, learned = surrogate.law()
-        # Budgets that the surrogate dropped move its reference; h here stays what the axes were centred with.
-        shift = _shift(len(theta), len(axes), theta, reference - learned)
+        theta, covariance, _ = surrogate.law()
         return cls(
-            phase, axes, reference, shift[0], shift[1] @ covariance @ shift[1].T, surrogate.noise_,
-            len(h), surrogate.mean_, surrogate.dropped_, seed, surrogate,
-        )  # fmt: skip
+            phase, axes, reference, theta, covariance, surrogate.noise_, len(h), surrogate.mean_, seed, surrogate
+        )
 
     # ---- what it says at a budget
 
@@ -141,8 +139,9 @@ class PhaseLaw:
     def level(self, compute: ArrayLike) -> Array:
         """Least loss at budgets (b,), nats per token: the best in row 0, then draws, (s, b)."""
         theta, h = self.draws()[:, :3, None], self._h(compute)
-        share, rate = 1 / (1 + np.exp(-theta[:, 1])), np.exp(theta[:, 2])
-        return np.asarray(np.exp(theta[:, 0]) * (share + (1 - share) * np.exp(-rate * h)))
+        share = 1 / (1 + np.exp(-theta[:, 1]))
+        rate = np.exp(theta[:, 2]) / (1 - share)
+        return np.asarray(np.exp(theta[:, 0]) * (share + (1 - share) * np.exp(np.clip(-rate * h, -30, 30))))
 
     def floor(self) -> tuple[float, tuple[float, float], bool]:
         """The loss that no compute goes below, its 95 % interval, and whether the runs rather than the prior say
@@ -177,10 +176,12 @@ class PhaseLaw:
         delta, R = axis.w(values, h) - place, axis.curvature_range
         return np.asarray(strength * (delta**2 if R == 0 else 2 * (np.cosh(np.clip(R * delta, -30, 30)) - 1) / R**2))
 
-    def axis_fit(self, name: str, compute: float, bounds: tuple[float, float], points: int) -> AxisFit:
-        """The law's curve of an axis at one budget, in the coefficients of its form."""
+    def axis_fit(self, name: str, compute: float, points: int) -> AxisFit:
+        """The law's curve of an axis at one budget, in the coefficients of its form, over the searched range."""
         h = self._h([compute])
         axis, place, strength = self._axis(name, h)
+        low, high = axis.x(np.array([-0.5, 0.5]), h)
+        bounds = (float(low), float(high))
         level, t = self.level([compute])[:, 0], axis.form.t(axis.x(place, h))[:, 0]
         R = axis.curvature_range
         weight = level * strength[:, 0] / (R or axis.extent) ** 2
@@ -224,7 +225,6 @@ class PhaseLaw:
             "noise": self.noise,
             "points": self.points,
             "mean": self.mean,
-            "dropped": list(self.dropped),
             "seed": self.seed,
         }  # fmt: skip
 
@@ -243,26 +243,8 @@ class PhaseLaw:
             raise ValueError(f"theta {theta.shape} and covariance {covariance.shape} for {len(axes)} axes")
         return cls(
             int(data["phase"]), axes, float(data["reference"]), theta, covariance, float(data["noise"]),
-            int(data["points"]), str(data["mean"]), tuple(map(float, data["dropped"])), int(data["seed"]),
+            int(data["points"]), str(data["mean"]), int(data["seed"]),
         )  # fmt: skip
-
-
-def _shift(size: int, axes: int, theta: Array, h: float) -> tuple[Array, Array]:
-    """Coefficients for a reference that lies h higher, and the matrix that carries their covariance over."""
-    matrix = np.eye(size)
-    for i in range(axes):
-        matrix[3 + i, 3 + axes + i] = h  # place += drift h
-        matrix[3 + 2 * axes + i, 3 + 3 * axes + i] = h  # curve += growth h
-    moved = matrix @ theta
-    share, rate = 1 / (1 + np.exp(-theta[1])), np.exp(theta[2])
-    falling = (1 - share) * np.exp(-rate * h)
-    moved[0] = theta[0] + np.log(share + falling)
-    moved[1] = np.log(share / falling)
-    total = share + falling
-    matrix[0, 1] = share * (1 - share) * (1 - np.exp(-rate * h)) / total
-    matrix[0, 2] = -rate * h * falling / total
-    matrix[1, 2] = rate * h
-    return moved, matrix
 
 
 def group_of(columns: Sequence[Array]) -> Array:

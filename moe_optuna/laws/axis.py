@@ -36,9 +36,11 @@ __all__ = ["AxisFit", "AxisForm", "FormName", "fit_axes", "fit_axis"]
 Array = NDArray[np.float64]
 FormName = Literal["pole_linear", "two_pole", "quadratic_log"]
 LOWER_POLE = {"pole_linear": 6.0, "two_pole": 1.0, "quadratic_log": 0.0}
+_AT_LEAST_0 = {"pole_linear": (True, True), "two_pole": (True, True), "quadratic_log": (True, False)}
 HUBER = 2.0
 NOISE_FREEDOM = 10
 GRID = 257
+MARGIN = 0.25
 
 
 @dataclass(frozen=True)
@@ -104,7 +106,7 @@ class AxisFit:
     Attributes:
         form: The form and its pole.
         coefficients: a, b, c; the curve ``a basis_1 + b basis_2 + c`` has the other axes of the fit at their best.
-        range: The searched values, lowest and highest; optimum and band stay inside.
+        range: The searched values, lowest and highest, and a quarter more on each side; optimum and band stay inside.
         optimum, interval: Where the loss is least, and its 95 % interval.
         loss, loss_interval: The least loss, nats per token, and its 95 % interval.
         noise: Relative sd of a run around the fit.
@@ -238,9 +240,10 @@ def fit_axes(
     if len(y) <= coefficients:
         raise InputError(f"{len(y)} runs, expected at least {coefficients + 1}", where="loss")
 
-    ranges = {name: (float(values.min()), float(values.max())) for name, values in x.items()}
+    ranges = {name: _range(form, x[name]) for name, form in forms.items()}
     design = np.column_stack([form.basis(x[name]) for name, form in forms.items()] + [np.ones_like(y)])
-    best, sampled, sd, error = _regress(design, y, noise, draws, np.random.default_rng(seed))
+    physical = np.concatenate([_AT_LEAST_0[form.name] for form in forms.values()] + [[False]])
+    best, sampled, sd, error = _regress(design, y, physical, noise, draws, np.random.default_rng(seed))
 
     table = np.vstack([best, sampled])
     pairs = {name: table[:, 2 * i : 2 * i + 2] for i, name in enumerate(forms)}
@@ -259,8 +262,20 @@ def fit_axes(
     }
 
 
+def _range(form: AxisForm, x: Array) -> tuple[float, float]:
+    """The searched values, widened by MARGIN of their range of t at both ends."""
+    t = form.t(np.array([x.min(), x.max()]))
+    low, high = form.x(t + MARGIN * (t[1] - t[0]) * np.array([-1.0, 1.0]))
+    return float(low), float(high)
+
+
 def _regress(
-    design: Array, y: Array, noise: float | None, draws: int, rng: np.random.Generator
+    design: Array,
+    y: Array,
+    physical: NDArray[np.bool_],
+    noise: float | None,
+    draws: int,
+    rng: np.random.Generator,
 ) -> tuple[Array, Array, float, float]:
     """Huber regression: coefficients (k,), draws of them (s, k), residual sd, and the typical standard error of a
     fitted value.
@@ -287,7 +302,13 @@ def _regress(
     normal = rng.standard_normal((draws, len(coefficients))) @ _root(covariance).T
     student = normal / np.sqrt(rng.chisquare(freedom, draws) / freedom)[:, None]
     error = float(np.sqrt(np.mean(np.einsum("ij,jk,ik->i", X, covariance, X))))
-    return coefficients / scale, (coefficients + student) / scale, float(np.sqrt(variance)), error
+    everything = np.vstack([coefficients, coefficients + student])
+    for _ in range(3):  # what lies outside the physical region moves to its border, the others as their covariance says
+        for i in np.flatnonzero(physical):
+            everything -= np.outer(np.minimum(everything[:, i], 0) / covariance[i, i], covariance[i])
+    everything[:, physical] = np.maximum(everything[:, physical], 0)
+    everything /= scale
+    return everything[0], everything[1:], float(np.sqrt(variance)), error
 
 
 def _root(covariance: Array) -> Array:

@@ -22,7 +22,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from moe_optuna.architecture import DIMENSIONS
 from moe_optuna.errors import InputError
-from moe_optuna.laws._phase_law import DRAWS, LawAxis, PhaseLaw, group_of
+from moe_optuna.laws._phase_law import DRAWS, PhaseLaw, group_of
 from moe_optuna.laws.axis import Array, AxisFit, AxisForm, FormName, fit_axes
 from moe_optuna.laws.band import Growth, growth, interval
 from moe_optuna.laws.published import PUBLISHED
@@ -186,7 +186,8 @@ class LadderLaws:
         """
         compute = np.atleast_1d(np.asarray(compute, float))
         if quantity == "loss":
-            return self.phases[max(self.phases)].level(compute)
+            draws = self.phases[self.last_phase].level(compute)
+            return np.vstack([np.median(draws, axis=0), draws[1:]])  # the most probable floor is no typical one
         if quantity == "tokens":
             return compute / self.draws("flops_per_token", compute)
         if quantity == "active_params":
@@ -206,9 +207,14 @@ class LadderLaws:
         return tuple(axis.name for law in self.phases.values() for axis in law.axes)
 
     @property
+    def last_phase(self) -> int:
+        """The highest phase that the largest budget has runs of: what its least loss is by."""
+        return max((f.phase for f in self.axes if f.compute == self.budgets[-1]), default=max(self.phases))
+
+    @property
     def knows_loss(self) -> bool:
         """Whether the laws give the loss itself."""
-        return bool(np.isfinite(self.phases[max(self.phases)].theta[0]))
+        return bool(np.isfinite(self.phases[self.last_phase].theta[0]))
 
     def predict(self, quantity: str, compute: float) -> tuple[float, tuple[float, float]]:
         """A quantity at a budget with its 95 % interval."""
@@ -235,7 +241,7 @@ class LadderLaws:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data of laws.json, which `from_dict` reads back."""
-        floor, floor_interval, identified = self.phases[max(self.phases)].floor()
+        floor, floor_interval, identified = self.phases[self.last_phase].floor()
         return {
             "format": FORMAT,
             "space": self.space,
@@ -440,22 +446,12 @@ def _fits(
     rows = (part["compute"] == compute) & ~part["censored"]
     forms = {axis.name: axis.form for axis in law.axes}
     own = {name: part[name][rows] for name in forms}
-    enough = rows.sum() >= 3 + 2 * len(forms) and all(len(np.unique(x)) >= 3 for x in own.values())
+    enough = rows.sum() >= 4 + 4 * len(forms) and all(len(np.unique(x)) >= 3 for x in own.values())
     if enough:
         fits = fit_axes(forms, own, part["loss"][rows], noise=noise or law.noise, seed=seed)
     else:
-        bounds = {axis.name: _bounds(axis, own[axis.name]) for axis in law.axes}
-        fits = {name: law.axis_fit(name, compute, bounds[name], int(rows.sum())) for name in forms}
+        fits = {name: law.axis_fit(name, compute, int(rows.sum())) for name in forms}
     return [FittedAxis.of(compute, law.phase, name, fit, pooled=not enough) for name, fit in fits.items()]
-
-
-def _bounds(axis: LawAxis, x: Array) -> tuple[float, float]:
-    """The range of the runs, or one step around a single value."""
-    low, high = float(x.min()), float(x.max())
-    if low < high:
-        return low, high
-    t = axis.form.t(low)
-    return float(axis.form.x(t - axis.extent / 2)), float(axis.form.x(t + axis.extent / 2))
 
 
 def _allocation(laws: Mapping[int, PhaseLaw], table: Mapping[str, NDArray[Any]]) -> dict[str, PowerLaw]:
@@ -553,43 +549,54 @@ def _hold_out(
         )
     except InputError:
         return None
+    shared = [f for f in ladder.axes if f.compute == compute and f.phase in others.phases]
     axes = {}
-    for fitted in ladder.axes:
-        law = others.phases.get(fitted.phase)
-        if fitted.compute != compute or law is None or fitted.axis not in [axis.name for axis in law.axes]:
+    for fitted in shared:
+        if fitted.axis not in others.axes_known:
             continue
         value, span = others.predict(fitted.axis, compute)
-        (low, high), *_ = others.band(fitted.axis, compute)
-        form = fitted.curve
-        width = float(form.t(fitted.band[1]) - form.t(fitted.band[0]))
+        form, edges = fitted.curve, ladder.band(fitted.axis, compute)[0]
         axes[fitted.axis] = {
             "predicted": value,
             "interval": list(span),
-            "band": [low, high],
+            "band": list(others.band(fitted.axis, compute)[0]),
             "found": fitted.optimum,
             "found_interval": list(fitted.interval),
             "found_band": list(fitted.band),
-            "error_in_band_widths": float(form.t(value) - form.t(fitted.optimum)) / width if width > 0 else None,
-            "consistent": bool(span[0] <= fitted.interval[1] and fitted.interval[0] <= span[1]),
+            "pooled": fitted.pooled,
+            "error_in_band_widths": float(
+                (form.t(value) - form.t(fitted.optimum)) / (form.t(edges[1]) - form.t(edges[0]))
+            ),
+            "consistent": _overlap(span, fitted.interval),
         }
-    predicted, span = others.predict("loss", compute)
-    outcome, outcome_span = ladder.phases[max(ladder.phases)].level([compute])[:, 0][0], None
-    last = [f for f in ladder.axes if f.compute == compute and f.phase == max(ladder.phases)]
-    if last:
-        outcome, outcome_span = last[0].loss, list(last[0].loss_interval)
     return {
         "compute": compute,
-        "loss": {
-            "predicted": predicted,
-            "interval": list(span),
-            "found": float(outcome),
-            "found_interval": outcome_span,
-            "error": predicted / float(outcome) - 1,
-            "consistent": bool(outcome_span is None or (span[0] <= outcome_span[1] and outcome_span[0] <= span[1])),
-        },
+        "loss": _held_out_loss(others, shared),
         "axes": axes,
         **_score_runs(others, table, compute),
     }
+
+
+def _held_out_loss(others: LadderLaws, found: list[FittedAxis]) -> dict[str, Any] | None:
+    """The least loss of the largest budget in its last phase that smaller ones have too, predicted and found."""
+    if not found:
+        return None
+    last = max(found, key=lambda fitted: fitted.phase)
+    draws = others.phases[last.phase].level([last.compute])[:, 0]
+    span = interval(draws[1:])
+    return {
+        "phase": last.phase,
+        "predicted": float(draws[0]),
+        "interval": list(span),
+        "found": last.loss,
+        "found_interval": list(last.loss_interval),
+        "error": float(draws[0]) / last.loss - 1,
+        "consistent": _overlap(span, last.loss_interval),
+    }
+
+
+def _overlap(first: tuple[float, float], second: tuple[float, float]) -> bool:
+    return first[0] <= second[1] and second[0] <= first[1]
 
 
 def _score_runs(others: LadderLaws, table: Mapping[str, NDArray[Any]], compute: float) -> dict[str, Any]:

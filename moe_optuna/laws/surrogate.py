@@ -168,13 +168,14 @@ class Surrogate:
     # ---- learning
 
     @_on_one_thread
-    def fit(self, observations: Observations, *, noise: float | None = None) -> Surrogate:
+    def fit(self, observations: Observations, *, noise: float | None = None, drop: bool = True) -> Surrogate:
         """Learn from all runs so far, of any budgets.
 
         A second call starts from what the first one learned.
 
         Args:
             noise: Relative sd of a run's loss over seeds where it is known; estimated by default.
+            drop: Whether smaller budgets that mislead about the largest one are left out.
 
         Raises:
             InputError: Where there is no observation, or their coordinates are not those of `axes`.
@@ -186,7 +187,7 @@ class Surrogate:
             raise InputError(f"{found} columns, expected {len(self.axes)}: {', '.join(self.axes)}", where="coordinates")
         self.dropped_: tuple[float, ...] = ()
         self._learn(observations, noise)
-        while misleading := self._misleading(observations):
+        while drop and (misleading := self._misleading(observations)):
             self.dropped_ += misleading
             observations = observations[~np.isin(observations.compute, misleading)]
             self._learn(observations, noise)
