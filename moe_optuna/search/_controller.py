@@ -226,7 +226,7 @@ class Controller:
     def _launch(self, work: Work, worker: int) -> None:
         run = self._running[worker]
         self._tell("start", work, run)
-        if run.steps and _prunes(run):  # decided before, and not told: the controller died in between
+        if run.steps and _prunes(work, run):  # decided before, and not told: the controller died in between
             del self._running[worker]
             run.verdict = "pruned"
             self._finish(work, run, {})
@@ -273,7 +273,7 @@ class Controller:
         if index not in run.steps:
             run.steps.add(index)
             run.trial.report(loss, index)
-        if not run.verdict and _prunes(run):
+        if not run.verdict and _prunes(work, run):
             run.verdict = "pruned"
         self._tell("report", work, run, loss=loss, fraction=index / max(1, work.recipe.get("reports", 1)))
 
@@ -409,6 +409,6 @@ def _architecture(phase: Phase, trial: FrozenTrial) -> MoEArchitecture | None:
     return None if index is None else phase.lattice[index]
 
 
-def _prunes(run: _Run) -> bool:
-    """Whether the study's pruner stops a trial; a repeat measures the noise and always runs to its end."""
-    return "repeat" not in run.trial.user_attrs and run.trial.should_prune()
+def _prunes(work: Work, run: _Run) -> bool:
+    """Whether the study's pruner stops a trial; a repeat with a seed of its own measures the noise and runs on."""
+    return run.task["seed"] == work.seed and run.trial.should_prune()

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import optuna
+from optuna.trial import TrialState
 
 from moe_optuna.errors import InputError, did_you_mean
 from moe_optuna.search._controller import Controller, Work, counts
@@ -271,17 +272,20 @@ class _Ladder:
         return _Searched(work, sampler)
 
     def _repeat(self, found: _Searched, repeats: int) -> None:
-        """Train the recommended architecture again with the seeds that follow the search's, once."""
+        """Train the recommended architecture with the seeds that follow the search's, and with the search's own where
+        no trial has run it to its end."""
         study, phase = found.work.study, found.work.phase
         trials = study.get_trials(deepcopy=False)
-        queued = [trial for trial in trials if trial.user_attrs.get("seed", self.seed) != self.seed]
+        queued = [trial for trial in trials if "fixed_params" in trial.system_attrs]
         if queued:  # by an earlier run: what it chose stands
             params = queued[0].system_attrs["fixed_params"]
+            first = queued[0].user_attrs["seed"] - self.seed
         else:
             params = phase.params(phase.lattice.index(found.recommend().architecture))
-        for number in range(len(queued) + 1, repeats + 1):
+            first = int(any(trial.params == params and trial.state == TrialState.COMPLETE for trial in trials))
+        for number in range(first + len(queued), repeats + 1):
             study.enqueue_trial(params, user_attrs={"seed": self.seed + number})
-        work = replace(found.work, trials=found.work.trials + repeats)
+        work = replace(found.work, trials=found.work.trials + repeats + 1 - first)
         self.clock.observe(_opening(work))
         self.controller.run(work)
 
