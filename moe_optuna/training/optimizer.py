@@ -42,7 +42,6 @@ class FlatAdamW(Optimizer):
         self.flat = [part.unbind(0) for part in self.memory.split(sizes, dim=1)]
         self.steps = torch.zeros((), dtype=torch.float32, device=example.device)
         self.norm = torch.zeros((), device=example.device)
-        self.views: list[tuple[Tensor, Tensor]] = []  # each parameter and where its gradient lies
         self.parameters = [p for group in self.param_groups for p in group["params"]]
         self.gradients: list[Tensor] = []
         with torch.no_grad():
