@@ -73,7 +73,7 @@ def matern(left: Array, right: Array) -> Array:
 
 def cholesky(covariance: Array) -> Array:
     """Lower Cholesky factor; jitter grows until the matrix is positive definite."""
-    scale = float(np.mean(np.diag(covariance))) or 1.0
+    scale = float(np.trace(covariance)) / max(len(covariance), 1) or 1.0
     jitter = _JITTER * scale
     while True:
         factor, info = lapack.dpotrf(covariance + jitter * np.eye(len(covariance)), lower=1, clean=1)

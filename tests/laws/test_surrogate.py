@@ -284,6 +284,23 @@ def test_axes_without_a_law_are_learned_too() -> None:
     assert grid[surrogate.optimum(1e18, grid).index] == pytest.approx([0.3, 0.5, 0.8], abs=0.06)
 
 
+@pytest.mark.parametrize("runs_", [1, 2, 9])
+@pytest.mark.parametrize("kind", ["equal places", "equal losses", "all pruned", "wild losses", "every budget its own"])
+def test_degenerate_runs_give_finite_answers(runs_: int, kind: str) -> None:
+    rng = np.random.default_rng(runs_)
+    unit = np.full((runs_, 2), 0.5) if kind == "equal places" else rng.random((runs_, 2))
+    loss = {"equal losses": np.full(runs_, 3.0), "wild losses": np.exp(3 * rng.standard_normal(runs_))}.get(
+        kind, 3 * np.exp(0.02 * rng.standard_normal(runs_))
+    )
+    compute = 10 ** rng.uniform(8, 25, runs_) if kind == "every budget its own" else np.full(runs_, 1e12)
+    surrogate = Surrogate(AXES).fit(Observations(compute, unit, loss, np.full(runs_, kind == "all pruned")))
+    mean, sd = surrogate.predict(1e12, GRID)
+    assert np.isfinite(mean).all()
+    assert (sd > 0).all()
+    assert 0 <= surrogate.optimum(1e12, GRID).in_band <= 1
+    assert surrogate.band(1e12, GRID, 1).low <= surrogate.band(1e12, GRID, 1).high
+
+
 def test_a_fit_of_300_runs_and_an_answer_over_10000_candidates_are_fast() -> None:
     observations = runs(holistic, {1e18: 100, 1e19: 100, 1e20: 100}, 0.003, 0)
     surrogate = Surrogate(AXES)
