@@ -16,9 +16,9 @@ if TYPE_CHECKING:
     from moe_optuna.laws.axis import AxisFit, AxisForm, fit_axes, fit_axis
     from moe_optuna.laws.band import BAND, Band, Growth, Optimum, band_of_draws, growth
     from moe_optuna.laws.forms import FORMS, Form, Parameter
-    from moe_optuna.laws.ladder import LadderLaws, PowerLaw, fit_ladder
+    from moe_optuna.laws.ladder import FittedAxis, LadderLaws, PowerLaw, fit_ladder
     from moe_optuna.laws.published import PUBLISHED, OutsideRangeWarning, PublishedLaw
-    from moe_optuna.laws.surrogate import Observations, Surrogate
+    from moe_optuna.laws.surrogate import NamedAxis, Observations, Surrogate
 
 _HOME = {
     "BAND": "band",
@@ -29,11 +29,13 @@ _HOME = {
     "Band": "band",
     "FamilyLeverage": "_leverage",
     "Fit": "_fit",
+    "FittedAxis": "ladder",
     "Form": "forms",
     "Growth": "band",
     "HeldOut": "_fit",
     "LadderLaws": "ladder",
     "Leverage": "_leverage",
+    "NamedAxis": "surrogate",
     "Observations": "surrogate",
     "Optimum": "band",
     "OutsideRangeWarning": "published",
@@ -61,11 +63,13 @@ __all__ = [
     "Band",
     "FamilyLeverage",
     "Fit",
+    "FittedAxis",
     "Form",
     "Growth",
     "HeldOut",
     "LadderLaws",
     "Leverage",
+    "NamedAxis",
     "Observations",
     "Optimum",
     "OutsideRangeWarning",
