@@ -111,7 +111,7 @@ def _loss_by_axis(run: Run, phase: int, axis: str, budgets: Sequence[float]) -> 
                 )
         values = [trial[axis] for trial in trials]
         if law:
-            grid = _spaced(min(values), max(values), axis not in LINEAR)
+            grid = _spaced(min(*values, law.optimum), max(*values, law.optimum), axis not in LINEAR)
             panels.line(grid, law.predict(grid), "fit", VERMILLION)
             panels.points(
                 [law.optimum],

@@ -14,6 +14,7 @@ from moe_optuna.architecture import DIMENSIONS, MoEArchitecture
 from moe_optuna.errors import InputError
 from moe_optuna.laws import LadderLaws
 from moe_optuna.laws.ladder import FittedAxis
+from moe_optuna.report._checked import MOST, checked_blueprint, checked_laws
 from moe_optuna.search.blueprint import Blueprint
 
 __all__ = ["COUNTS", "Comparison", "Run", "Trial", "quantity"]
@@ -25,6 +26,7 @@ COLUMNS = ("study", "trial", "state", "phase", "compute", "loss")
 COUNTS = ("flops_per_token", "active_params", "total_params")
 SEARCHED = ((0, "flops_per_token"), (1, "compute_density"), (1, "expansion_ratio"), (2, "d_model"))
 """What the phases search, for as long as there are no laws to say."""
+OFF = "error_in_band_widths"
 Interval = tuple[float, float]
 
 
@@ -113,7 +115,7 @@ class Run:
         laws: What was fitted; ``None`` where the search has not come so far.
         blueprint: The architecture for the target; ``None`` as above.
         held_out: The largest budget, predicted and found; empty as above.
-        recorded: Whether the prediction was written down before that budget was searched.
+        recorded: The loss predicted for that budget, as written down before its first trial, with its 95 % interval.
         score: How the complete trials of that budget were predicted: `rows`, `rmse_log`, `coverage`; empty as above.
     """
 
@@ -122,7 +124,7 @@ class Run:
     laws: LadderLaws | None = None
     blueprint: Blueprint | None = None
     held_out: tuple[Comparison, ...] = ()
-    recorded: bool = False
+    recorded: tuple[float, Interval | None] | None = None
     score: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
@@ -139,16 +141,15 @@ class Run:
             raise InputError(f"not the folder of a search, expected {' or '.join(FILES)} in it", where=folder)
         trials = _trials(folder / "runs.csv")
         blueprint, path = None, folder / "laws.json"
-        laws = LadderLaws.load(path) if path.is_file() else None
+        laws = checked_laws(path) if path.is_file() else None
         held_out: Mapping[str, Any] | None = laws.held_out if laws is not None else None
         if (folder / "blueprint.json").is_file():
             path = folder / "blueprint.json"
-            blueprint = Blueprint.load(path)
+            blueprint = checked_blueprint(path)
             held_out = blueprint.held_out or held_out
         compared = _comparisons(held_out, path)
-        recorded = bool(held_out and held_out.get("recorded"))
         score = {key: held_out.get(key) for key in ("rows", "rmse_log", "coverage")} if held_out else {}
-        return cls(folder, trials, laws, blueprint, compared, recorded, score)
+        return cls(folder, trials, laws, blueprint, compared, _recorded(held_out, path), score)
 
     @property
     def counts(self) -> dict[str, int]:
@@ -215,31 +216,49 @@ def _text(path: Path) -> str:
 def _pair(ends: Sequence[Any] | None) -> Interval | None:
     if ends is None:
         return None
-    low, high = ends
-    return float(low), float(high)
+    low, high = (_number_above(0.0, end) for end in ends)
+    return low, high
+
+
+def _number_above(least: float, value: Any) -> float:
+    if not least < (number := float(value)) < MOST:
+        raise ValueError(f"{value!r}, expected a number above {least}")
+    return number
 
 
 def _comparisons(data: Any, path: Path) -> tuple[Comparison, ...]:
-    """The held-out budget; where the prediction of its loss was written down before, that one."""
+    """The held-out budget, loss first."""
     if not data:
         return ()
     try:
-        entries = {"loss": data["loss"], **data["axes"]} if "loss" in data else {}
-        compared = [
+        entries = {"loss": data["loss"], **data["axes"]} if data.get("loss") else data.get("axes", {})
+        return tuple(
             Comparison(
-                name,
-                float(each["predicted"]),
-                _pair(each["interval"]),
-                _pair(each.get("band")),
-                float(each["found"]),
-                _pair(each["found_interval"]),
-                None if each.get("error_in_band_widths") is None else float(each["error_in_band_widths"]),
+                quantity=name,
+                predicted=_number_above(0.0, each["predicted"]),
+                interval=_pair(each["interval"]),
+                band=_pair(each.get("band")),
+                found=_number_above(0.0, each["found"]),
+                found_interval=_pair(each["found_interval"]),
+                band_widths=_number_above(-math.inf, off)
+                if (off := each.get("error_in_band_widths")) is not None
+                else None,
             )
             for name, each in entries.items()
-        ]
+        )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise InputError(f"not a prediction and its outcome ({error!r})", where=f"{path}: held_out") from None
-    return tuple(compared)
+
+
+def _recorded(data: Any, path: Path) -> tuple[float, Interval | None] | None:
+    """What was written down of the held-out budget before its first trial: its least loss."""
+    plan = (data or {}).get("recorded") or {}
+    try:
+        if plan.get("predicted_loss") is None:
+            return None
+        return _number_above(0.0, plan["predicted_loss"]), _pair(plan["intervals"].get("predicted_loss"))
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise InputError(f"not a prediction ({error!r})", where=f"{path}: held_out: recorded") from None
 
 
 def _trials(path: Path) -> tuple[Trial, ...]:
@@ -262,8 +281,10 @@ def _trial(row: dict[str, Any], where: str) -> Trial:
         raise InputError(f"state {row['state']!r}, expected complete, pruned or failed", where=where)
     values = {name: _number(text, f"{where}: {name}") for name, text in row.items() if name not in TEXTS}
     for name in ("trial", "phase", "compute"):
-        if not math.isfinite(values[name]):
-            raise InputError(f"{row[name]!r}, expected a number", where=f"{where}: {name}")
+        if not math.isfinite(values[name]) or values[name] < (name == "compute"):
+            raise InputError(f"{row[name]!r}, expected a positive number", where=f"{where}: {name}")
+    if values["loss"] <= 0:
+        raise InputError(f"{row['loss']!r}, expected a positive number", where=f"{where}: loss")
     return Trial(
         row["study"],
         int(values["trial"]),
@@ -278,6 +299,9 @@ def _trial(row: dict[str, Any], where: str) -> Trial:
 
 def _number(text: str, where: str) -> float:
     try:
-        return float(text) if text else math.nan
+        value = float(text) if text else math.nan
     except ValueError:
-        raise InputError(f"{text!r}, expected a number", where=where) from None
+        value = math.inf
+    if abs(value) > MOST:
+        raise InputError(f"{text!r}, expected a finite number", where=where)
+    return value

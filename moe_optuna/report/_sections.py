@@ -221,14 +221,18 @@ def _judged(each: Comparison) -> Html:
 def _verdict(run: Run) -> Html:
     """The held-out budget in a sentence or two."""
     where = f"the largest budget ({words.compute(run.budgets[-1])} FLOPs)" if run.budgets else "the largest budget"
-    when = f"Before {where} was searched," if run.recorded else f"Without the runs of {where},"
     sentences = [
-        f"{when} the smaller ones predicted a loss of {words.value('loss', each.predicted)} "
+        f"Without the runs of {where}, the smaller ones predict a loss of {words.value('loss', each.predicted)} "
         f"({words.interval('loss', each.interval)}) nats per token; the search found "
         f"{words.value('loss', each.found)}: off by {words.signed(each.error)}."
         for each in run.held_out
         if each.quantity == "loss"
     ]
+    if run.recorded is not None:
+        loss, sure = run.recorded
+        sentences.append(
+            f"Written down before its first trial: {words.value('loss', loss)} ({words.interval('loss', sure)})."
+        )
     if missed := [each.quantity for each in run.held_out if each.consistent is False]:
         sentences.append(
             f"The intervals missed {', '.join(missed)}: an extrapolation of this search is less sure than its "

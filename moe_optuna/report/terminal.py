@@ -79,10 +79,10 @@ def render_search(payload: Payload) -> RenderableType:
         )
     }
     held_out = payload["held_out"]
-    if held_out and "loss" in held_out:
-        sections[f"held out: {words.compute(held_out['compute'])} FLOPs, predicted from the smaller budgets"] = (
-            _held_out({"loss": held_out["loss"], **held_out.get("axes", {})})
-        )
+    if held_out and held_out.get("axes"):
+        title = f"held out: {words.compute(held_out['compute'])} FLOPs, predicted from the smaller budgets"
+        loss = {"loss": held_out["loss"]} if held_out["loss"] else {}
+        sections[title] = _held_out({**loss, **held_out["axes"]})
     return Group(_sections(sections), Text(), render_plan(payload["blueprint"]))
 
 

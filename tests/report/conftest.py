@@ -2,6 +2,7 @@
 
 import csv
 import shutil
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -13,6 +14,54 @@ from moe_optuna.architecture import DIMENSIONS, MoEArchitecture
 from moe_optuna.laws import fit_ladder
 from moe_optuna.search.blueprint import plan
 from moe_optuna.space import SearchSpace
+
+SPACE = """
+format = 1
+name = "planted"
+budgets = [5e10, 1.5e11, 4.5e11]
+target = 1e13
+
+[allocation_law]
+coefficient = 1.6
+exponent = 0.5
+
+[reference]
+compute_density = 9.0
+expansion_ratio = 3.0
+
+[axes]
+allocation = [0.25, 4.0]
+compute_density = [6.4, 24.0]
+expansion_ratio = [1.4, 5.6]
+resolution = 0.05
+
+[tolerances]
+flops_per_token = 0.05
+active_params = 0.1
+total_params = 0.1
+
+[dimensions]
+d_model = { low = 16, high = 512, multiple = 8 }
+d_expert = { low = 8, high = 512, multiple = 8 }
+d_dense = { ratio = 3, multiple = 8 }
+n_layers = { low = 1, high = 32 }
+n_heads = 2
+queries_per_kv_head = 2
+d_head = 16
+n_experts = [16, 8, 32]
+top_k = 2
+n_shared_experts = 1
+context_length = 256
+vocab_size = 256
+tied_embeddings = false
+qk_norm = true
+
+[search]
+zero = 4
+one = 10
+two = 6
+repeats = 2
+"""
 
 COUNTS = ("flops_per_token", "active_params", "total_params")
 TRIALS = {0: 8, 1: 26, 2: 14}
@@ -116,15 +165,22 @@ def columns(rows: list[dict]) -> dict[str, np.ndarray]:
     }
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread() -> Iterator[None]:
+    """Matrices of a few dozen rows: more threads of linear algebra would only wait for one another."""
+    with threadpool_limits(1):
+        yield
+
+
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Planted:
     """A finished search; no test changes its folder."""
-    folder, space = tmp_path_factory.mktemp("planted"), SearchSpace.load("cpu")
+    folder, space = tmp_path_factory.mktemp("planted"), SearchSpace.from_toml(SPACE)
     rows = planted_rows(space)
     write_rows(folder / "runs.csv", rows)
-    with threadpool_limits(1):  # matrices of a few dozen rows
-        laws = fit_ladder(columns(rows), space=space.name)
-    recorded = plan(space.budgets[-1], laws=laws, space=space).to_dict()
+    laws = fit_ladder(columns(rows), space=space.name)
+    loss = laws.held_out["loss"]
+    recorded = {"predicted_loss": loss["predicted"], "intervals": {"predicted_loss": loss["interval"]}}
     laws = replace(laws, held_out={**laws.held_out, "recorded": recorded, "outcome": {}})
     laws.save(folder / "laws.json")
     plan(space.target, laws=laws, space=space).save(folder / "blueprint.json")

@@ -27,7 +27,7 @@ def axis(figure, trace, letter):
 
 
 def test_every_figure_of_a_finished_search(drawn):
-    axes = {f"loss-{name}" for name in (*AXES, "n_experts", "top_k")}
+    axes = {f"loss-{name}" for name in (*AXES, "n_experts")}
     assert set(drawn) == axes | {"optimum", "band", "held-out", "loss", "shape"}
 
 

@@ -75,8 +75,10 @@ def test_a_wrong_file_is_named_with_what_was_expected(planted, name, text, messa
 @pytest.mark.parametrize(
     ("column", "text", "message"),
     [
-        ("loss", "cheap", r"line 2: loss: 'cheap', expected a number"),
-        ("compute", "", r"line 2: compute: '', expected a number"),
+        ("loss", "cheap", r"line 2: loss: 'cheap', expected a finite number"),
+        ("compute", "", r"line 2: compute: '', expected a positive number"),
+        ("compute", "-1e10", r"line 2: compute: '-1e10', expected a positive number"),
+        ("loss", "-2", r"line 2: loss: '-2', expected a positive number"),
         ("state", "done", r"line 2: state 'done', expected complete, pruned or failed"),
         ("d_model", "1,2", r"line 2: another number of fields"),
     ],
@@ -94,7 +96,7 @@ def test_a_wrong_row_is_named_by_its_line(planted, column, text, message):
 def test_a_wrong_comparison(planted):
     path = planted.folder / "blueprint.json"
     data = json.loads(path.read_text())
-    data["held_out"]["loss"]["predicted"] = "low"
+    data["held_out"]["axes"]["d_model"]["predicted"] = "low"
     path.write_text(json.dumps(data))
     with pytest.raises(InputError, match=r"blueprint\.json: held_out: not a prediction"):
         Run.read(planted.folder)
