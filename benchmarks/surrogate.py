@@ -91,7 +91,7 @@ class PlainGaussianProcess:
 
     def fit(self, observations: Observations) -> PlainGaussianProcess:
         kernel = ConstantKernel(1.0) * Matern([3.0, 0.5, 0.5], nu=2.5) + WhiteKernel(0.1, (1e-6, 1e1))
-        self.model = GaussianProcessRegressor(kernel, normalize_y=True, n_restarts_optimizer=2, random_state=0)
+        self.model = GaussianProcessRegressor(kernel, normalize_y=True, n_restarts_optimizer=1, random_state=0)
         X = np.column_stack([np.log(observations.compute), observations.coordinates])
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ConvergenceWarning)
