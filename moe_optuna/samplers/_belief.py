@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from functools import cache, cached_property
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,35 +19,21 @@ from moe_optuna.samplers._history import History, Run
 
 if TYPE_CHECKING:
     from optuna.study import Study
-    from threadpoolctl import ThreadpoolController  # type: ignore[import-untyped]
 
     from moe_optuna.laws.band import Optimum
     from moe_optuna.laws.surrogate import Observations, Surrogate
     from moe_optuna.space import Axis, Phase
 
-__all__ = ["Belief", "Parent", "one_thread"]
+__all__ = ["Belief", "Parent"]
 
 Array = NDArray[np.float64]
 Indices = NDArray[np.intp]
 
 _BAND = 0.001
 _SHORTLIST = 384  # candidates whose joint posterior is worked out
+_DECEIVED = 0.01  # a law that fits would be found wrong this often
 _EACH = 16  # runs up to which every new one refits the surrogate; beyond, one in _GROWTH of them
 _GROWTH = 1.125
-
-
-@cache
-def _pools() -> ThreadpoolController:
-    import scipy.linalg  # noqa: F401  # its own pool must be there to be seen
-    from threadpoolctl import ThreadpoolController
-
-    return ThreadpoolController()
-
-
-def one_thread() -> AbstractContextManager[Any]:
-    """BLAS on one thread: the matrices here are small, and beside trainings that fill the cores threads that wait for
-    each other make an ask a hundred times slower."""
-    return _pools().limit(limits=1, user_api="blas")  # type: ignore[no-any-return]
 
 
 @dataclass
@@ -134,6 +119,7 @@ class Belief:
         self._n_startup = 2 * len(phase.axes) + 1 if n_startup is None else n_startup
         self._base: tuple[tuple[int, ...], Surrogate] | None = None
         self._state: tuple[tuple[int, ...], Surrogate] | None = None
+        self._inheritance: tuple[tuple[int, ...], Surrogate] | None = None
         self._focus: Indices | None = None
         self._field: tuple[Indices, Array, Array] | None = None
         self._inherited = 0
@@ -206,12 +192,15 @@ class Belief:
     def choose(self, history: History, allowed: Indices) -> int | None:
         """The architecture to run next, out of `allowed` (a,); ``None`` while the start is not complete."""
         begun = len(history.taken)
-        if not self._inherited and (begun < self._n_startup or not self.informed):
-            return None
+        guesses: list[Array] = []
         hopeful = np.flatnonzero(self._hopeful(history))
+        if self._inherited and begun <= 2 * len(self._phase.axes) and not self._deceived(history):
+            guesses = self._guesses(hopeful)
+        elif begun < self._n_startup or not self.informed:
+            return None
         hoped = allowed[np.isin(allowed, hopeful)]
         allowed = hoped if len(hoped) else allowed
-        if self._inherited and begun < len(guesses := self._guesses(hopeful)):
+        if begun < len(guesses):
             return int(allowed[np.argmin(squared_distances(guesses[begun][None], self._inputs[allowed])[0])])
         return self._most_telling(history, allowed, hopeful)
 
@@ -228,6 +217,23 @@ class Belief:
                 guess[axis] = edge
                 guesses.append(guess)
         return guesses
+
+    def _deceived(self, history: History) -> bool:
+        """Whether the study's first runs contradict what its parents predicted for them: a chi-square test."""
+        from scipy.special import chdtrc
+
+        runs = [run for run in history.informative if not run.censored]
+        if not runs:
+            return False
+        inherited = [(parent, parent.runs()) for parent in self._parents]
+        key = tuple(len(found) for _, found in inherited)
+        if self._inheritance is None or self._inheritance[0] != key:
+            self._inheritance = key, self._fit(inherited, [])
+        parental = self._inheritance[1]
+        mean, cov = parental.joint(self._phase.compute, self._inputs[[run.index for run in runs]])
+        missed = np.array([run.loss for run in runs]) - mean
+        cov = cov + np.diag((parental.noise_ * mean) ** 2)
+        return bool(chdtrc(len(runs), missed @ np.linalg.solve(cov, missed)) < _DECEIVED)
 
     def _most_telling(self, history: History, allowed: Indices, hopeful: Indices) -> int:
         """The allowed architecture a run of which has the greatest value of information."""

@@ -18,7 +18,7 @@ from optuna.trial import TrialState
 from moe_optuna.architecture import MoEArchitecture
 from moe_optuna.errors import InputError
 from moe_optuna.samplers import _compat
-from moe_optuna.samplers._belief import Belief, Parent, one_thread
+from moe_optuna.samplers._belief import Belief, Parent
 from moe_optuna.samplers._design import fill
 from moe_optuna.samplers._features import Features
 from moe_optuna.samplers._history import History
@@ -172,7 +172,7 @@ class TriadSampler(BaseSampler):
             InputError: Where neither the study nor a parent has a finished trial.
         """
         self._check(study)
-        with self._lock, one_thread():
+        with self._lock:
             belief, history = self._learned(study), self._read(study)
             if not belief.informed:
                 raise InputError("no finished trial, expected at least one", where=study.study_name)
@@ -197,7 +197,12 @@ class TriadSampler(BaseSampler):
         decided = _compat.fixed_params(study, trial)
         fixed = {name: decided[name] for name in self._phase.distributions if name in decided}
         refused: set[int] = set()
-        with self._lock, one_thread():
+        with self._lock:
+            claimed = _compat.claimed(trial)  # by an earlier attempt, which ended before it had suggested all
+            if claimed is not None and claimed not in self._read(study).taken_but(trial.number):
+                params = self._phase.params(claimed)
+                if fixed.items() <= params.items():
+                    return params
             while True:
                 source, index, new = self._choose(study, trial, fixed, refused)
                 if index is None:
@@ -213,8 +218,9 @@ class TriadSampler(BaseSampler):
     ) -> tuple[int, int | None, bool]:
         """The lattice point whose parameters to propose, the one that they mean together with the fixed ones, and
         whether no trial has proposed that yet."""
+        belief = self._learned(study)
         history = self._read(study)
-        history.pending.pop(trial.number, None)
+        history.pending.pop(trial.number, None)  # what an earlier attempt of this trial claimed is not taken
         random = np.random.default_rng([self._base(), trial.number, len(refused)])
         sources, meant = self._conditioned(fixed)
         if not len(meant):
@@ -227,7 +233,6 @@ class TriadSampler(BaseSampler):
             open_ = ~failed if not failed.all() else ~open_
             _logger.warning(f"Trial {trial.number} repeats an architecture: all that it may propose have been.")
         allowed = meant[open_]
-        belief = self._learned(study)
         index = belief.choose(history, allowed)
         if index is None:
             index = fill(self._phase.unit, allowed, np.array(sorted(taken), dtype=np.intp), random)
