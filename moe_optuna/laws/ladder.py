@@ -11,10 +11,8 @@ budget is also predicted from the others alone and compared.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, replace
-from pathlib import Path
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -22,312 +20,16 @@ from numpy.typing import ArrayLike, NDArray
 
 from moe_optuna.architecture import DIMENSIONS
 from moe_optuna.errors import InputError
-from moe_optuna.laws._phase_law import DRAWS, PhaseLaw, group_of
-from moe_optuna.laws.axis import Array, AxisFit, AxisForm, FormName, fit_axes
-from moe_optuna.laws.band import Growth, growth, interval
-from moe_optuna.laws.published import PUBLISHED
+from moe_optuna.laws._ladder_laws import FittedAxis, LadderLaws, PowerLaw, growth_of, points_of, power_laws_of
+from moe_optuna.laws._phase_law import PhaseLaw, group_of
+from moe_optuna.laws.axis import AxisForm, fit_axes
+from moe_optuna.laws.band import interval
 
 __all__ = ["FittedAxis", "LadderLaws", "PowerLaw", "fit_ladder"]
 
-FORMAT = 1
 COLUMNS = ("phase", "compute", "loss")
 FREED = ("n_experts", "top_k", "n_shared_experts", "n_heads")
 LEAST_RUNS = 3
-SOURCE = "laws fitted to the runs of a search"
-
-
-@dataclass(frozen=True)
-class PowerLaw:
-    """``value = offset + a compute^b``, compute in FLOPs.
-
-    Attributes:
-        quantity: What it gives.
-        a, b: Coefficients, with 95 % intervals.
-        offset: 6 for compute density, which cannot fall below.
-        points: (compute, value, low, high) at the budgets of the ladder.
-    """
-
-    quantity: str
-    a: float
-    b: float
-    a_interval: tuple[float, float]
-    b_interval: tuple[float, float]
-    offset: float
-    points: tuple[tuple[float, float, float, float], ...]
-
-    @classmethod
-    def through(cls, quantity: str, compute: Array, values: Array, points: Any, offset: float = 0.0) -> PowerLaw:
-        """The line in the logarithms through values (s, b), the best in row 0 and draws in the others."""
-        h = np.log(compute)
-        design = np.column_stack([np.ones_like(h), h])
-        lines = np.linalg.lstsq(design, np.log(values - offset).T, rcond=None)[0]  # (2, s)
-        log_a, b = lines
-        low, high = interval(log_a[1:])
-        return cls(
-            quantity, float(np.exp(log_a[0])), float(b[0]), (float(np.exp(low)), float(np.exp(high))), interval(b[1:]),
-            offset, points,
-        )  # fmt: skip
-
-    def draws(self, compute: ArrayLike) -> Array:
-        """Values at budgets (b,), the best in row 0, then draws of a alone, (s, b); for a law that is given and not
-        fitted.
-        """
-        sd = float(np.log(self.a_interval[1] / self.a_interval[0])) / (2 * 1.96)
-        normal = np.vstack([np.zeros((1, 1)), np.random.default_rng(0).standard_normal((DRAWS, 1))])
-        return np.asarray(self(compute) * np.exp(sd * normal))
-
-    def __call__(self, compute: ArrayLike) -> Array:
-        return np.asarray(self.offset + self.a * np.asarray(compute, float) ** self.b)
-
-
-@dataclass(frozen=True)
-class FittedAxis:
-    """The fit of one axis at one budget, as laws.json holds it: `AxisFit` with its band in numbers.
-
-    Attributes:
-        compute, phase, axis: The budget in FLOPs, the phase, and the axis.
-        pooled: Whether the fit leans on the other budgets, since this one's own runs do not suffice.
-        band, band_intervals: Edges of the 0.1 % band, and their 95 % intervals.
-        band_noise: Edges of the band at `noise_width`, the smallest excess that the runs can tell from none.
-    """
-
-    compute: float
-    phase: int
-    axis: str
-    pooled: bool
-    form: FormName
-    coefficients: Mapping[str, float]
-    range: tuple[float, float]
-    optimum: float
-    interval: tuple[float, float]
-    band: tuple[float, float]
-    band_intervals: tuple[tuple[float, float], tuple[float, float]]
-    band_noise: tuple[float, float]
-    noise: float
-    noise_width: float
-    loss: float
-    loss_interval: tuple[float, float]
-    points: int
-
-    @classmethod
-    def of(cls, compute: float, phase: int, axis: str, fit: AxisFit, *, pooled: bool) -> FittedAxis:
-        near, noisy = fit.band(), fit.band(fit.noise_width)
-        pole = {"pole": fit.form.pole} if np.isfinite(fit.form.pole) else {}
-        return cls(
-            compute, phase, axis, pooled, fit.form.name, {**fit.coefficients, **pole}, fit.range, fit.optimum,
-            fit.interval, (near.low, near.high), (near.low_interval, near.high_interval), (noisy.low, noisy.high),
-            fit.noise, fit.noise_width, fit.loss, fit.loss_interval, fit.points,
-        )  # fmt: skip
-
-    @property
-    def curve(self) -> AxisForm:
-        """The form with its pole."""
-        return AxisForm(self.form, float(self.coefficients.get("pole", np.inf)))
-
-    def predict(self, x: ArrayLike) -> Array:
-        """Loss along the axis with the others at their best, nats per token."""
-        columns = self.curve.basis(np.atleast_1d(np.asarray(x, float)))
-        weights = np.array([self.coefficients["a"], self.coefficients["b"]])
-        return np.asarray(columns @ weights + self.coefficients["c"])
-
-
-@dataclass(frozen=True)
-class LadderLaws:
-    """What a ladder has taught.
-
-    Attributes:
-        space: The search space's name.
-        noise: Relative sd of a run's loss over seeds.
-        budgets: The ladder in FLOPs.
-        phases: The law of each phase.
-        axes: The fits at each budget.
-        power_laws: By quantity.
-        growth: By axis, how the relative and the absolute extent of its band changes with compute.
-        held_out: The largest budget predicted from the others, against what its own runs say; None with fewer than
-            two budgets.
-    """
-
-    space: str | None
-    noise: float
-    budgets: tuple[float, ...]
-    phases: Mapping[int, PhaseLaw]
-    axes: tuple[FittedAxis, ...]
-    power_laws: Mapping[str, PowerLaw]
-    growth: Mapping[str, Mapping[str, Growth]]
-    held_out: dict[str, Any] | None
-    source: str = SOURCE
-
-    @classmethod
-    def published(cls) -> LadderLaws:
-        """The published holistic laws, with what they leave open derived or absent
-        (`moe_optuna.laws._published_ladder`).
-        """
-        from moe_optuna.laws import _published_ladder as published
-
-        law = PUBLISHED["holistic_flops_per_token"]
-        a, b = law.coefficients["a"], law.coefficients["b"]
-        points = _points(published.BUDGETS, (a * published.BUDGETS**b)[None])
-        spread = (a * np.exp(-1.96 * law.error), a * np.exp(1.96 * law.error))
-        laws = {"flops_per_token": PowerLaw("flops_per_token", a, b, spread, (b, b), 0.0, points)}
-        ladder = cls(
-            "holistic", 0.0, tuple(published.BUDGETS), published.phases(), (), laws, {}, None, published.SOURCE
-        )
-        return replace(ladder, power_laws=_power_laws(ladder))
-
-    # ---- answers at a budget; draws have the best in row 0
-
-    def draws(self, quantity: str, compute: ArrayLike) -> Array:
-        """Draws of a quantity at budgets (b,), the best in row 0, (s, b).
-
-        Quantities: `loss`, `flops_per_token`, `active_params`, `total_params`, `tokens`, and the axes of the phases.
-
-        Raises:
-            InputError: Where the ladder has no law of it.
-        """
-        compute = np.atleast_1d(np.asarray(compute, float))
-        if quantity == "loss":
-            draws = self.phases[self.last_phase].level(compute)
-            return np.vstack([np.median(draws, axis=0), draws[1:]])  # the most probable floor is no typical one
-        if quantity == "tokens":
-            return compute / self.draws("flops_per_token", compute)
-        if quantity == "active_params":
-            return self.draws("flops_per_token", compute) / self.draws("compute_density", compute)
-        if quantity == "total_params":
-            return self.draws("active_params", compute) * self.draws("expansion_ratio", compute)
-        for law in self.phases.values():
-            if any(axis.name == quantity for axis in law.axes):
-                return law.optima(quantity, compute)
-        if quantity in self.power_laws:  # an allocation that no phase searched
-            return self.power_laws[quantity].draws(compute)
-        raise InputError(f"no law of {quantity}, expected runs that searched it", where="laws")
-
-    @property
-    def axes_known(self) -> tuple[str, ...]:
-        """The axes that some phase's law has."""
-        return tuple(axis.name for law in self.phases.values() for axis in law.axes)
-
-    @property
-    def last_phase(self) -> int:
-        """The highest phase that the largest budget has runs of: what its least loss is by."""
-        return max((f.phase for f in self.axes if f.compute == self.budgets[-1]), default=max(self.phases))
-
-    @property
-    def knows_loss(self) -> bool:
-        """Whether the laws give the loss itself."""
-        return bool(np.isfinite(self.phases[self.last_phase].theta[0]))
-
-    def predict(self, quantity: str, compute: float) -> tuple[float, tuple[float, float]]:
-        """A quantity at a budget with its 95 % interval."""
-        draws = self.draws(quantity, compute)[:, 0]
-        return float(draws[0]), interval(draws[1:])
-
-    def band(self, axis: str, compute: float) -> tuple[tuple[float, float], tuple[float, float], tuple[float, float]]:
-        """The near-optimal band of an axis at a budget: (low, high), and the 95 % intervals of both."""
-        law = next(law for law in self.phases.values() if any(a.name == axis for a in law.axes))
-        low, high = (edge[:, 0] for edge in law.edges(axis, [compute]))
-        return (float(low[0]), float(high[0])), interval(low[1:]), interval(high[1:])
-
-    def excess(self, compute: float, columns: Mapping[str, ArrayLike], draws: int = 0) -> Array:
-        """Predicted relative excess of loss over the least, for candidates (m,) by the axes that `columns` holds:
-        the best in row 0, then draws, (1 + draws, m)."""
-        total: Array = np.zeros((1, 1))
-        for law in self.phases.values():
-            for axis in law.axes:
-                if axis.name in columns:
-                    total = total + law.cost(axis.name, compute, columns[axis.name], draws)
-        return np.asarray(np.expm1(total))
-
-    # ---- files
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain data of laws.json, which `from_dict` reads back."""
-        floor, floor_interval, identified = self.phases[self.last_phase].floor()
-        return {
-            "format": FORMAT,
-            "space": self.space,
-            "noise": self.noise,
-            "budgets": list(self.budgets),
-            "axes": [_plain(asdict(axis)) for axis in self.axes],
-            "power_laws": [
-                {
-                    "quantity": law.quantity, "a": law.a, "b": law.b, "offset": law.offset,
-                    "a_interval": list(law.a_interval), "b_interval": list(law.b_interval),
-                    "points": [list(point) for point in law.points],
-                }
-                for law in self.power_laws.values()
-            ],
-            "growth": {
-                axis: {
-                    kind: {"exponent": g.exponent, "interval": list(g.interval), "verdict": g.verdict}
-                    for kind, g in kinds.items()
-                }
-                for axis, kinds in self.growth.items()
-            },
-            "loss": {
-                "budgets": [[c, *self._with_interval("loss", c)] for c in self.budgets],
-                "floor": floor, "floor_interval": list(floor_interval), "floor_identified": identified,
-            },
-            "phases": [law.to_dict() for law in self.phases.values()],
-            "held_out": self.held_out,
-        }  # fmt: skip
-
-    def _with_interval(self, quantity: str, compute: float) -> tuple[float, float, float]:
-        value, (low, high) = self.predict(quantity, compute)
-        return value, low, high
-
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any], *, where: object = "laws") -> LadderLaws:
-        """The inverse of `to_dict`.
-
-        Raises:
-            InputError: Where the data are not those of a ladder's laws, named with `where`.
-        """
-        if data.get("format") != FORMAT:
-            raise InputError(f"format {data.get('format')!r}, expected {FORMAT}", where=where)
-        try:
-            phases = {law.phase: law for law in map(PhaseLaw.from_dict, data["phases"])}
-            powers = [
-                PowerLaw(
-                    p["quantity"], float(p["a"]), float(p["b"]), tuple(p["a_interval"]), tuple(p["b_interval"]),
-                    float(p["offset"]), tuple(tuple(point) for point in p["points"]),
-                )
-                for p in data["power_laws"]
-            ]  # fmt: skip
-            bands = {
-                axis: {kind: Growth(g["exponent"], tuple(g["interval"]), g["verdict"]) for kind, g in kinds.items()}
-                for axis, kinds in data["growth"].items()
-            }
-            laws = cls(
-                data["space"], float(data["noise"]), tuple(map(float, data["budgets"])), phases,
-                tuple(FittedAxis(**{key: _frozen(value) for key, value in axis.items()}) for axis in data["axes"]),
-                {power.quantity: power for power in powers}, bands, data.get("held_out"),
-            )  # fmt: skip
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise InputError(f"not the laws of a ladder ({error!r})", where=where) from None
-        if not laws.phases:
-            raise InputError("holds no phase, expected at least one", where=where)
-        return laws
-
-    def save(self, path: str | Path) -> None:
-        """Write as JSON."""
-        Path(path).write_text(json.dumps(self.to_dict(), indent=1) + "\n", encoding="utf-8")
-
-    @classmethod
-    def load(cls, path: str | Path) -> LadderLaws:
-        """Read laws.json.
-
-        Raises:
-            InputError: Where the file is missing or is not such a file.
-        """
-        try:
-            data = json.loads(Path(path).read_text(encoding="utf-8"))
-        except OSError as error:
-            raise InputError(error.strerror or "cannot be read", where=path) from None
-        except ValueError:
-            raise InputError("not JSON", where=path) from None
-        if not isinstance(data, dict):
-            raise InputError("not the laws of a ladder, expected an object", where=path)
-        return cls.from_dict(data, where=path)
 
 
 def fit_ladder(
@@ -370,7 +72,7 @@ def fit_ladder(
     best = laws[max(laws)]
     ladder = LadderLaws(space, best.noise, tuple(map(float, budgets)), laws, tuple(axes), {}, {}, None)
     ladder = replace(ladder, power_laws=_allocation(laws, table))
-    ladder = replace(ladder, power_laws=_power_laws(ladder), growth=_growth(ladder))
+    ladder = replace(ladder, power_laws=power_laws_of(ladder), growth=growth_of(ladder))
     if not score or len(budgets) < 2:
         return ladder
     return replace(ladder, held_out=_hold_out(runs, table, ladder, noise, seed))
@@ -463,78 +165,11 @@ def _allocation(laws: Mapping[int, PhaseLaw], table: Mapping[str, NDArray[Any]])
     if len(budgets) == 1:
         b = 0.5437
         a = float(used[0] / budgets[0] ** b)
-        return {"flops_per_token": PowerLaw("flops_per_token", a, b, (a, a), (b, b), 0.0, _points(budgets, used[None]))}
-    law = PowerLaw.through("flops_per_token", budgets, np.vstack([used, used]), _points(budgets, used[None]))
-    return {"flops_per_token": law}
-
-
-def _plain(value: Any) -> Any:
-    """Tuples as the lists of JSON."""
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value
-
-
-def _frozen(value: Any) -> Any:
-    """Lists of JSON as tuples."""
-    return tuple(_frozen(item) for item in value) if isinstance(value, list) else value
-
-
-def _points(compute: Array, values: Array) -> tuple[tuple[float, float, float, float], ...]:
-    """(compute, value, low, high) from values (s, b) with the best in row 0."""
-    bounds = [interval(column[1:]) if len(column) > 1 else (column[0], column[0]) for column in values.T]
-    return tuple(
-        (float(c), float(v), float(low), float(high))
-        for c, v, (low, high) in zip(compute, values[0], bounds, strict=True)
-    )
-
-
-def _power_laws(ladder: LadderLaws) -> dict[str, PowerLaw]:
-    """Power laws of everything that a larger budget needs, through the phases' laws at the ladder's ends."""
-    budgets = np.array(ladder.budgets)
-    ends = np.array([budgets[0], budgets[-1]]) if len(budgets) > 1 else budgets[0] * np.array([1.0, 10.0])
-    searched = [(axis.name, law) for law in ladder.phases.values() for axis in law.axes]
-    quantities = [name for name, _ in searched]
-    if {"compute_density", "expansion_ratio"} <= set(quantities) and (0 in ladder.phases or ladder.power_laws):
-        quantities += ["active_params", "total_params"]
-    measured = {
-        name: [
-            (f.compute, f.optimum, *f.interval) for f in ladder.axes if f.axis == name and not f.pooled
-        ]
-        for name in quantities
-    }  # fmt: skip
-    laws = dict(ladder.power_laws)
-    for name in quantities:
-        offset = 6.0 if name == "compute_density" else 0.0
-        points = tuple(measured[name]) or _points(budgets, ladder.draws(name, budgets))
-        laws[name] = PowerLaw.through(name, ends, ladder.draws(name, ends), points, offset)
-    for name, law in searched:
-        offset = 6.0 if name == "compute_density" else 0.0
-        for side, at_ends, at_all in zip(
-            ("low", "high"), law.edges(name, ends), law.edges(name, budgets), strict=True
-        ):  # fmt: skip
-            quantity = f"{name}_{side}"
-            laws[quantity] = PowerLaw.through(quantity, ends, at_ends, _points(budgets, at_all), offset)
-    return laws
-
-
-def _growth(ladder: LadderLaws) -> dict[str, dict[str, Growth]]:
-    """Growth of each axis's band, by the phases' laws; none from a single budget."""
-    if len(ladder.budgets) < 2:
-        return {}
-    ends = np.array([ladder.budgets[0], ladder.budgets[-1]])
-    extents: Mapping[str, Callable[[Array, Array], Array]] = {
-        "relative": lambda low, high: np.log(high / low),
-        "absolute": lambda low, high: high - low,
-    }
-    return {
-        axis.name: {
-            kind: growth(ends, np.maximum(extent(*(e[1:] for e in law.edges(axis.name, ends))), 1e-9))
-            for kind, extent in extents.items()
+        return {
+            "flops_per_token": PowerLaw("flops_per_token", a, b, (a, a), (b, b), 0.0, points_of(budgets, used[None]))
         }
-        for law in ladder.phases.values()
-        for axis in law.axes
-    }
+    law = PowerLaw.through("flops_per_token", budgets, np.vstack([used, used]), points_of(budgets, used[None]))
+    return {"flops_per_token": law}
 
 
 def _hold_out(
