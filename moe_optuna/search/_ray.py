@@ -86,6 +86,8 @@ class RayExecutor:
         # Nodes that share the file system find what this process finds, installed or not.
         path = os.pathsep.join(entry or os.getcwd() for entry in sys.path)
         if self._own:
+            if address is not None:
+                _reach(address)
             try:
                 ray.init(
                     address=address,
@@ -182,3 +184,18 @@ class RayExecutor:
         )
         self._actors[worker] = host.remote(worker, *self._settings)
         self._calls[self._actors[worker].wait.remote(0.0)] = worker
+
+
+def _reach(address: str) -> None:
+    """Try the address: Ray itself would try for minutes.
+
+    Raises:
+        InputError: Where nothing answers there.
+    """
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not (host and port.isdecimal()):  # "auto" and "local" are words of Ray's
+        return
+    try:
+        socket.create_connection((host, int(port)), timeout=20).close()
+    except (OSError, OverflowError) as error:
+        raise InputError(f"nothing answers there ({error})", where=f"--ray-address {address}") from None
