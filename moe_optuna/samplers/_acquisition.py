@@ -25,7 +25,7 @@ def expected_improvement(mean: Array, sd: Array, best: float) -> Array:
     """``E[max(best - f, 0)]``, (m,) (Jones et al. 1998, eq. 15)."""
     from scipy.special import ndtr
 
-    sd = np.maximum(sd, 1e-300)
+    sd = np.maximum(sd, 1e-12)
     z = (best - mean) / sd
     gain: Array = (best - mean) * ndtr(z) + sd * np.exp(-0.5 * z * z) / np.sqrt(2 * np.pi)
     return gain

@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 from moe_optuna.errors import InputError
 from moe_optuna.samplers import _compat
 from moe_optuna.samplers._acquisition import believe, expected_improvement, success, value_of_information
-from moe_optuna.samplers._design import squared_distances
 from moe_optuna.samplers._features import Features
 from moe_optuna.samplers._history import History, Run
 
@@ -31,6 +30,7 @@ Indices = NDArray[np.intp]
 
 _BAND = 0.001
 _SHORTLIST = 384  # candidates whose joint posterior is worked out
+_NEAR_EDGE = 4  # architectures nearest to an edge of the band, of which the best is run
 _DECEIVED = 0.01  # a law that fits would be found wrong this often
 _EACH = 16  # runs up to which every new one refits the surrogate; beyond, one in _GROWTH of them
 _GROWTH = 1.125
@@ -192,31 +192,25 @@ class Belief:
     def choose(self, history: History, allowed: Indices) -> int | None:
         """The architecture to run next, out of `allowed` (a,); ``None`` while the start is not complete."""
         begun = len(history.taken)
-        guesses: list[Array] = []
         hopeful = np.flatnonzero(self._hopeful(history))
-        if self._inherited and begun <= 2 * len(self._phase.axes) and not self._deceived(history):
-            guesses = self._guesses(hopeful)
-        elif begun < self._n_startup or not self.informed:
-            return None
         hoped = allowed[np.isin(allowed, hopeful)]
         allowed = hoped if len(hoped) else allowed
-        if begun < len(guesses):
-            return int(allowed[np.argmin(squared_distances(guesses[begun][None], self._inputs[allowed])[0])])
+        if self._inherited and begun <= 2 * len(self._phase.axes) and not self._deceived(history):
+            return self._foretold(begun, allowed, hopeful)
+        if begun < self._n_startup or not self.informed:
+            return None
         return self._most_telling(history, allowed, hopeful)
 
-    def _guesses(self, hopeful: Indices) -> list[Array]:
-        """The predicted optimum and the edges of its band along each axis, as inputs of the surrogate."""
-        candidates = self._inputs[hopeful]
-        mean, _ = self._surrogate.predict(self._phase.compute, candidates)
-        best = candidates[int(np.argmin(mean))]
-        guesses = [best]
-        for axis in range(len(self._phase.axes)):
-            band = self._surrogate.band(self._phase.compute, candidates, axis, width=_BAND)
-            for edge in (band.low, band.high):
-                guess = best.copy()
-                guess[axis] = edge
-                guesses.append(guess)
-        return guesses
+    def _foretold(self, begun: int, allowed: Indices, hopeful: Indices) -> int:
+        """First the predicted optimum; then, axis by axis, the best architecture near each edge of the band."""
+        mean, _ = self._surrogate.predict(self._phase.compute, self._inputs[allowed])
+        if not begun:
+            return int(allowed[np.argmin(mean)])
+        axis, side = divmod(begun - 1, 2)
+        band = self._surrogate.band(self._phase.compute, self._inputs[hopeful], axis, width=_BAND)
+        distance = np.abs(self._inputs[allowed, axis] - (band.low, band.high)[side])
+        near = np.argsort(distance, kind="stable")[:_NEAR_EDGE]
+        return int(allowed[near[np.argmin(mean[near])]])
 
     def _deceived(self, history: History) -> bool:
         """Whether the study's first runs contradict what its parents predicted for them: a chi-square test."""

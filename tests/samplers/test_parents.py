@@ -1,0 +1,103 @@
+"""Warm starts: parents are read where they are, their prediction comes first, and a wrong one costs little."""
+
+import numpy as np
+import optuna
+import pytest
+
+from moe_optuna import problems
+from moe_optuna.errors import InputError
+from moe_optuna.samplers import TriadSampler
+from moe_optuna.space import Phase, SearchSpace
+
+
+def ladder(problem: problems.Problem, n_trials: int, seed: int = 0) -> list[optuna.Study]:
+    """Studies at all budgets but the largest, each with the smaller ones as parents."""
+    studies: list[optuna.Study] = []
+    for compute in problem.space.budgets[:-1]:
+        phase = problem.space.phase_one(compute)
+        study = optuna.create_study(sampler=TriadSampler(phase, parents=tuple(studies), seed=seed))
+        study.set_user_attr("compute", compute)
+        study.optimize(problem.objective(phase, seed=seed), n_trials=n_trials)
+        studies.append(study)
+    return studies
+
+
+def test_the_first_proposal_is_the_predicted_optimum(space: SearchSpace, phase: Phase) -> None:
+    inside = 0
+    for seed in range(3):
+        problem = problems.make("holistic", space, variant=seed)
+        sampler = TriadSampler(phase, parents=ladder(problem, 12, seed), seed=seed)
+        study = optuna.create_study(sampler=sampler)
+        predicted = sampler.recommend(study)  # before the budget is searched
+        first = phase.suggest(study.ask())
+        assert first == predicted.architecture
+        inside += problem.true_loss(first, phase.compute) <= 1.002 * problem.optimum(phase).loss
+    assert inside == 3
+
+
+def test_then_come_edges_of_the_band(space: SearchSpace, phase: Phase) -> None:
+    problem = problems.make("holistic", space)
+    sampler = TriadSampler(phase, parents=ladder(problem, 12), seed=0)
+    study = optuna.create_study(sampler=sampler)
+    units = np.array([phase.unit[phase.index(study.ask(phase.distributions).params)] for _ in range(5)])
+    for axis in range(2):
+        edges = units[1 + 2 * axis : 3 + 2 * axis, axis]
+        assert edges.min() - 0.05 <= units[0, axis] <= edges.max() + 0.05  # to the nearest architecture
+        assert edges.max() - edges.min() > 0.05
+
+
+def test_parents_are_read_in_place(space: SearchSpace, phase: Phase) -> None:
+    problem = problems.make("holistic", space)
+    parents = ladder(problem, 8)
+    sampler = TriadSampler(phase, parents=parents, seed=0)
+    study = optuna.create_study(sampler=sampler)
+    before = sampler.recommend(study)
+    assert len(study.trials) == 0
+    parents[-1].optimize(problem.objective(space.phase_one(space.budgets[-2]), seed=3), n_trials=4)
+    assert sampler.recommend(study) != before  # what a parent has learned since is seen
+
+
+def test_a_parent_without_its_budget_is_refused(phase: Phase) -> None:
+    study = optuna.create_study(sampler=TriadSampler(phase, parents=[optuna.create_study(study_name="orphan")]))
+    with pytest.raises(InputError, match="orphan: user attribute 'compute' is None"):
+        study.ask(phase.distributions)
+
+
+def test_a_parent_of_another_phase_is_refused(space: SearchSpace, phase: Phase) -> None:
+    zero = space.phase_zero(space.budgets[0])
+    parent = optuna.create_study(study_name="zero")
+    parent.set_user_attr("compute", zero.compute)
+    parent.optimize(lambda trial: float(zero.suggest(trial).d_model), n_trials=2)
+    study = optuna.create_study(sampler=TriadSampler(phase, parents=[parent]))
+    with pytest.raises(InputError, match="zero: no trial has the parameters compute_density, expansion_ratio"):
+        study.ask(phase.distributions)
+
+
+def test_a_parent_that_has_not_begun_changes_nothing(phase: Phase) -> None:
+    empty = optuna.create_study()
+    empty.set_user_attr("compute", 1e10)
+    proposals = []
+    for parents in ([], [empty]):
+        study = optuna.create_study(sampler=TriadSampler(phase, parents=parents, seed=0))
+        proposals.append([study.ask(phase.distributions).params for _ in range(3)])
+    assert proposals[0] == proposals[1]
+
+
+def test_parents_that_deceive_are_found_out(space: SearchSpace, phase: Phase) -> None:
+    for seed in range(2):
+        problem = problems.make("jump", space, variant=seed)
+        sampler = TriadSampler(phase, parents=ladder(problem, 12, seed), seed=seed)
+        study = optuna.create_study(sampler=sampler)
+        study.optimize(problem.objective(phase, seed=seed), n_trials=14)
+        assert problem.in_band(sampler.recommend(study).architecture, phase, width=0.002)
+
+
+def test_parents_under_another_sampler_serve_too(space: SearchSpace, phase: Phase) -> None:
+    problem = problems.make("holistic", space)
+    smaller = space.phase_one(space.budgets[-2])
+    parent = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+    parent.set_user_attr("compute", smaller.compute)
+    parent.optimize(problem.objective(smaller), n_trials=30)  # some of these are pruned: nothing is near
+    sampler = TriadSampler(phase, parents=[parent], seed=0)
+    found = sampler.recommend(optuna.create_study(sampler=sampler))
+    assert problem.true_loss(found.architecture, phase.compute) < 1.005 * problem.optimum(phase).loss
