@@ -63,7 +63,7 @@ def test_value_of_information_by_monte_carlo() -> None:
 
     found = value_of_information(mean, cov, noise, width)
     expected = np.array([worth(x) for x in range(10)])
-    assert found == pytest.approx(expected, abs=0.1 * expected.max()  # nine nodes across kinks)
+    assert found == pytest.approx(expected, abs=0.1 * expected.max())  # nine nodes across kinks
 
 
 def test_a_run_that_says_nothing_is_worth_nothing() -> None:
