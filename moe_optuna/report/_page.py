@@ -30,10 +30,13 @@ def write_report(out: str | Path) -> Path:
         InputError: Where the folder is not one of a search, a file in it is not what its name says, or the report
             cannot be written.
     """
+    from threadpoolctl import threadpool_limits
+
     from moe_optuna.report._figures import figures
 
     run = Run.read(out)
-    drawn = {name: json.loads(figure.to_json()) for name, figure in figures(run).items()}
+    with threadpool_limits(1):  # small matrices: beside a running search more threads only wait for one another
+        drawn = {name: json.loads(figure.to_json()) for name, figure in figures(run).items()}
     path = run.folder / "report.html"
     _write(path, _document(run, drawn))
     return path

@@ -292,7 +292,7 @@ def evidence(run: Run, figures: dict[str, Any]) -> Html | None:
     if not shown:
         return None
     script = tag("noscript", tag("p", "The figures need JavaScript; the tables do not.", class_="notice"))
-    return join([script, tag("p", AXIS_CAPTION), *shown])
+    return join([script, tag("p", AXIS_CAPTION) if run.fits else None, *shown])
 
 
 def alternatives(run: Run) -> Html | None:

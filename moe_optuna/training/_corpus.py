@@ -168,7 +168,7 @@ def _write(folder: Path, data: str, root: Path, files: list[Path], vocabulary: V
     unfinished = Path(tempfile.mkdtemp(prefix=".unfinished-", dir=folder.parent))
     try:
         for side, name in ((False, "train.bin"), (True, "held_out.bin")):
-            np.concatenate(sides[side]).astype(origin["dtype"]).tofile(unfinished / name)
+            np.concatenate(sides[side]).astype(origin["dtype"]).tofile(unfinished / name)  # type: ignore[call-overload]
         (unfinished / "corpus.json").write_text(json.dumps(origin, indent=1) + "\n", encoding="utf-8")
         unfinished.chmod(0o755)
         try:
@@ -207,7 +207,7 @@ def _from_bin(path: Path, vocabulary: Vocabulary, token_dtype: str, share: float
     maps = [np.memmap(file, dtype=token_dtype, mode="r") for file in files]
     if len(maps) == 1:
         cut = round(len(maps[0]) * (1 - share))
-        maps = [maps[0][:cut], maps[0][cut:]]
+        maps = [maps[0][:cut], maps[0][cut:]]  # type: ignore[list-item]
     greatest = int(max(part.max() for part in maps if len(part)))
     known = greatest < vocabulary.size
     digest = hashlib.sha256()

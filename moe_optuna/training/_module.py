@@ -83,12 +83,12 @@ class LanguageModelling(pl.LightningModule):
             return
         current = [weight.detach().clone() for weight in weights]
         with torch.no_grad():
-            torch._foreach_copy_(weights, self.average)
+            torch._foreach_copy_(weights, self.average)  # type: ignore[arg-type]
         try:
             yield
         finally:
             with torch.no_grad():
-                torch._foreach_copy_(weights, current)
+                torch._foreach_copy_(weights, current)  # type: ignore[arg-type]
 
     @torch.no_grad()
     def held_out_loss(self, windows: Tensor, sequences: int) -> float:
@@ -98,7 +98,7 @@ class LanguageModelling(pl.LightningModule):
         rank, world = self.trainer.global_rank, self.trainer.world_size
         total = torch.zeros(2, device=self.device, dtype=torch.float64 if self.device.type != "mps" else torch.float32)
         with self.averaged(), self.trainer.precision_plugin.forward_context():
-            for batch in windows[rank::world].split(sequences):
+            for batch in windows[rank::world].split(sequences):  # type: ignore[no-untyped-call]
                 batch = batch.to(self.device)
                 loss, _ = self.model.loss(batch[:, :-1], batch[:, 1:])
                 total[0] += loss * len(batch)

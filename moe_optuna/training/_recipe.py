@@ -91,7 +91,7 @@ class Recipe:
                 raise InputError(f"{value!r}, expected a finite number of at least 0", where=field.name)
             if field.name in _POSITIVE and value == 0:
                 raise InputError("0, expected more", where=field.name)
-            if field.name in _FRACTIONS and not value < 1:
+            if field.name in _FRACTIONS and not value < 1:  # type: ignore[operator]
                 raise InputError(f"{value!r}, expected a fraction below 1", where=field.name)
             if field.name in _CHOICES and value not in _CHOICES[field.name]:
                 known = _CHOICES[field.name]

@@ -97,7 +97,7 @@ def train(
             accelerator=accelerator,
             devices=devices,
             strategy=recipe.strategy if devices > 1 else "auto",
-            precision=_precision(recipe.precision, accelerator),
+            precision=_precision(recipe.precision, accelerator),  # type: ignore[arg-type]
             max_steps=hyper.steps - module.step,
             accumulate_grad_batches=micro_batches,
             callbacks=[grid],

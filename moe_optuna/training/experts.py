@@ -9,7 +9,6 @@ Shapes: T tokens, D model width, E experts, F expert width, K experts a token, R
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -76,7 +75,7 @@ def _rows(x_RI: Tensor, end_E: Tensor) -> tuple[Tensor, ...]:
     """Each expert's rows."""
     ends = end_E.tolist()
     sizes = [end - start for start, end in zip([0, *ends], ends, strict=False)]
-    return cast(tuple[Tensor, ...], x_RI.split_with_sizes(sizes))
+    return x_RI.split_with_sizes(sizes)
 
 
 class Experts(nn.Module):

@@ -39,7 +39,7 @@ class FlatAdamW(Optimizer):
         example = self.param_groups[0]["params"][0]
         # Rows: values, gradients, first and second moments.
         self.memory = torch.zeros(4, sum(sizes), dtype=example.dtype, device=example.device)
-        self.flat = [part.unbind(0) for part in self.memory.split(sizes, dim=1)]
+        self.flat = [part.unbind(0) for part in self.memory.split(sizes, dim=1)]  # type: ignore[no-untyped-call]
         self.steps = torch.zeros((), dtype=torch.float32, device=example.device)
         self.norm = torch.zeros((), device=example.device)
         self.parameters = [p for group in self.param_groups for p in group["params"]]
@@ -54,7 +54,7 @@ class FlatAdamW(Optimizer):
                     self.gradients.append(gradient[part].view(parameter.shape))
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
         loss = None
         if closure is not None:
             with torch.enable_grad():

@@ -66,7 +66,7 @@ class AttentionSublayer(Function):
         leaves = qk[:, :H], qk[:, H:], qkv[:, (H + G) * C :].view(B, -1, G, C).transpose(1, 2)
         # Autograd knows the backward of whichever attention kernel runs: a graph of this one operation is kept.
         with torch.set_grad_enabled(any(ctx.needs_input_grad)):
-            leaves = tuple(leaf.detach().requires_grad_(torch.is_grad_enabled()) for leaf in leaves)
+            leaves = tuple(leaf.detach().requires_grad_(torch.is_grad_enabled()) for leaf in leaves)  # type: ignore[assignment]
             y_BHSC = F.scaled_dot_product_attention(*leaves, is_causal=True, enable_gqa=H != G)
         y_TH = y_BHSC.detach().transpose(1, 2).reshape(len(x_TD), H * C)
         ctx.shape, ctx.graph, ctx.n_norm = shape, (y_BHSC, leaves), len(norm_saved)
