@@ -54,7 +54,7 @@ def check(folder, finished, name):
 
 
 SETTINGS = settings(
-    max_examples=12,
+    max_examples=8,
     phases=[Phase.generate],
     deadline=None,
     derandomize=True,
