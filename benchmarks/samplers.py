@@ -18,6 +18,7 @@ import os
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import argparse
+import itertools
 import math
 import time
 import warnings
@@ -33,6 +34,7 @@ from optuna.trial import TrialState
 from record import record
 
 from moe_optuna import problems
+from moe_optuna.errors import InputError
 from moe_optuna.samplers import TriadSampler
 from moe_optuna.space import Phase, SearchSpace
 
@@ -281,44 +283,63 @@ def latency(space: str) -> list[dict[str, Any]]:
     return rows
 
 
-def proposals(spaces: list[str], count: int, seed: int = 0) -> dict[str, Any]:
-    """Proposals over all phases of all shipped spaces: how many are infeasible or come twice within a study."""
-    done = infeasible = duplicate = studies = 0
-    while done < count:
-        for name in spaces:
-            space = SearchSpace.load(name)
-            for compute in space.budgets:
-                one = space.phase_one(compute)
-                two = space.phase_two(one.triad_of((7 * studies) % len(one.lattice)), compute=compute)
-                for phase in (space.phase_zero(compute), one, two):
-                    if not len(phase.lattice) or done >= count:
-                        continue
-                    study = optuna.create_study(sampler=TriadSampler(phase, seed=seed + studies))
-                    studies += 1
-                    random = np.random.default_rng(studies)
-                    seen: set[int] = set()
-                    running: list[optuna.Trial] = []
-                    for _ in range(min(len(phase.lattice), 40)):
-                        trial = study.ask()
-                        done += 1
-                        try:
-                            architecture = phase.suggest(trial)
-                        except optuna.TrialPruned:
-                            infeasible += 1
-                            continue
-                        index = phase.lattice.index(architecture)
-                        infeasible += not phase.triad_of(index).admits(architecture)
-                        duplicate += index in seen
-                        seen.add(index)
-                        running.append(trial)
-                        if len(running) > 3:  # up to four at once; one in ten fails
-                            ended = running.pop(int(random.integers(len(running))))
-                            if random.random() < 0.1:
-                                study.tell(ended, state=TrialState.FAIL)
-                            else:
-                                study.tell(ended, 3 + float(random.random()))
-        print(f"{done} proposals, {studies} studies: {infeasible} infeasible, {duplicate} duplicate", flush=True)
-    return {"proposals": done, "studies": studies, "infeasible": infeasible, "duplicate": duplicate}
+def propose(job: tuple[str, float, int, int]) -> tuple[int, int, int]:
+    """One study of a phase, up to four trials at once, one in ten failing: proposals, infeasible ones, duplicates."""
+    name, compute, number, seed = job
+    space = SearchSpace.load(name)
+    one = space.phase_one(compute)
+    try:
+        phase = (
+            space.phase_zero(compute),
+            one,
+            space.phase_two(one.triad_of((7 * seed) % len(one.lattice)), compute=compute),
+        )[number]
+    except InputError:  # a phase 2 can be empty
+        return 0, 0, 0
+    study = optuna.create_study(sampler=TriadSampler(phase, seed=seed))
+    random = np.random.default_rng(seed)
+    infeasible = duplicate = 0
+    seen: set[int] = set()
+    running: list[optuna.Trial] = []
+    for _ in range(len(phase.lattice)):
+        trial = study.ask()
+        try:
+            architecture = phase.suggest(trial)
+        except optuna.TrialPruned:
+            infeasible += 1
+            continue
+        index = phase.lattice.index(architecture)
+        infeasible += not phase.triad_of(index).admits(architecture)
+        duplicate += index in seen
+        seen.add(index)
+        running.append(trial)
+        if len(running) > 3:
+            ended = running.pop(int(random.integers(len(running))))
+            if random.random() < 0.1:
+                study.tell(ended, state=TrialState.FAIL)
+            else:
+                study.tell(ended, 3 + float(random.random()))
+    return len(phase.lattice), infeasible, duplicate
+
+
+def proposals(count: int, workers: int) -> dict[str, Any]:
+    """Proposals until the lattices are exhausted, over all phases and budgets of all shipped spaces."""
+    jobs = (
+        (name, compute, number, seed)
+        for seed in itertools.count()
+        for name in ("cpu", "lab", "holistic")
+        for compute in SearchSpace.load(name).budgets
+        for number in (0, 1, 2)
+    )
+    total = np.zeros(3, dtype=int)
+    studies = 0
+    with ProcessPoolExecutor(workers) as pool:
+        while total[0] < count:
+            for found in pool.map(propose, itertools.islice(jobs, 40)):
+                total += found
+                studies += 1
+            print(f"{total[0]} proposals, {studies} studies: {total[1]} infeasible, {total[2]} duplicate", flush=True)
+    return {"proposals": total[0], "studies": studies, "infeasible": total[1], "duplicate": total[2]}
 
 
 def main() -> None:
@@ -343,7 +364,7 @@ def main() -> None:
     if arguments.part == "latency":
         data = latency(space)
     elif arguments.part == "proposals":
-        data = proposals(["cpu", "lab", "holistic"], arguments.count)
+        data = proposals(arguments.count, arguments.workers)
     elif arguments.part == "box":
         jobs = [(f, n, s) for f in arguments.families[:1] for n in ("TPE", "GP") if n in peers for s in seeds]
         data = [box(space, family, name, seed, arguments.trials) for family, name, seed in jobs]
@@ -362,7 +383,8 @@ def main() -> None:
         found = traces(work, arguments.workers)  # type: ignore[arg-type]
         data = {"rows": summary(found, arguments.trials), "traces": [vars(trace) for trace in found]}
         show(data["rows"])
-    record(f"samplers-{arguments.part}-{space}", data)
+    everywhere = arguments.part == "proposals"
+    record(f"samplers-{arguments.part}" + ("" if everywhere else f"-{space}"), data)
 
 
 if __name__ == "__main__":

@@ -29,7 +29,7 @@ Array = NDArray[np.float64]
 Indices = NDArray[np.intp]
 
 _BAND = 0.001
-_SHORTLIST = 384  # candidates whose joint posterior is worked out
+_SHORTLIST = 256  # candidates whose joint posterior is worked out
 _NEAR_EDGE = 4  # architectures nearest to an edge of the band, of which the best is run
 _DECEIVED = 0.01  # a law that fits would be found wrong this often
 _EACH = 16  # runs up to which every new one refits the surrogate; beyond, one in _GROWTH of them
