@@ -94,7 +94,8 @@ def controlled(
     recipe = {"seconds": seconds, "reports": REPORTS}
     with contextlib.ExitStack() as stack:
         stack.enter_context(hold(folder))
-        executor = stack.enter_context(LocalExecutor(local_slots(workers), module="controller", logs=folder / "logs"))
+        executor = LocalExecutor(local_slots(workers), module="controller", logs=folder / "logs")
+        stack.callback(executor.close, 5.0)
         controller = Controller(executor, Leases(exclusive=storage is None))
         controller.run(Work(study, phase, workers, recipe, "", 0, folder / "checkpoints"))  # all are up
 

@@ -103,6 +103,10 @@ class Controller:
         observer: Told of everything that happens.
         finished: Called after each trial that ended, with its study and its number.
         grace: Seconds that workers have to save their trials when the search is stopped.
+
+    Attributes:
+        stopping: Whether it is being stopped.
+        hurried: Whether somebody asked twice.
     """
 
     executor: Executor
@@ -111,6 +115,7 @@ class Controller:
     finished: Callable[[Work, FrozenTrial], None] = lambda work, trial: None
     grace: float = 20.0
     stopping: bool = False
+    hurried: bool = False
     _running: dict[int, _Run] = field(default_factory=dict)
     _failed: dict[MoEArchitecture, str] = field(default_factory=dict)
 
@@ -149,6 +154,7 @@ class Controller:
             if (architecture := _architecture(work.phase, trial)) is not None
         }
         try:
+            self._look_after(work)  # before anything new: what a killed controller left comes first
             while not self.stopping:
                 if self.leases.beat(work.study):
                     self._look_after(work)
@@ -327,6 +333,8 @@ class Controller:
 
     def _give_back_all(self, work: Work) -> None:
         """Have the workers save what they train, and give it back."""
+        if self.hurried:
+            return
         for worker in self._running:
             self.executor.send(worker, {"stop": True})
         deadline = time.monotonic() + self.grace
@@ -369,6 +377,7 @@ class Controller:
 
         def stop(number: int, frame: FrameType | None) -> None:
             if self.stopping:
+                self.hurried = True
                 raise KeyboardInterrupt
             self.stopping = True
 

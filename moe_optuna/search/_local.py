@@ -12,7 +12,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from moe_optuna.errors import InputError
 from moe_optuna.search._channel import Channel, Message
@@ -40,8 +40,8 @@ class Executor(Protocol):
         """Messages of the workers, in order for each; an empty list after `timeout` seconds without any."""
         ...
 
-    def close(self) -> None:
-        """End all workers."""
+    def close(self, grace: float) -> None:
+        """End all workers; kill those that have not ended after `grace` seconds."""
         ...
 
 
@@ -160,7 +160,7 @@ class LocalExecutor:
                 arrived += [(index, message) for message in messages if "ready" not in message]
         return arrived
 
-    def close(self, grace: float = 5.0) -> None:
+    def close(self, grace: float) -> None:
         """End all workers; those that have not ended by themselves after `grace` seconds are killed."""
         deadline = time.monotonic() + grace
         for worker in self._workers:
@@ -176,9 +176,3 @@ class LocalExecutor:
 
     def _log(self, slot: Slot) -> Path:
         return self._logs / f"worker-{slot.index}.log"
-
-    def __enter__(self) -> LocalExecutor:
-        return self
-
-    def __exit__(self, *_: Any) -> None:
-        self.close()

@@ -161,7 +161,7 @@ class RayExecutor:
             self._calls[self._actors[worker].wait.remote(POLL)] = worker
         return arrived
 
-    def close(self, grace: float = 5.0) -> None:
+    def close(self, grace: float) -> None:
         """End all workers; a cluster of one's own with them."""
         ray = self._ray
         with contextlib.suppress(Exception):  # a cluster that is gone has no workers

@@ -46,6 +46,8 @@ __all__ = ["SearchResult", "search"]
 FORMAT = 1
 EXECUTORS = ("local", "ray")
 TRIAL = "moe_optuna.search._trial"
+GRACE = 5.0
+"""Seconds that idle workers have to end."""
 
 
 @dataclass(frozen=True)
@@ -139,7 +141,6 @@ def search(
             running = RayExecutor(
                 workers, devices_per_trial=devices_per_trial, address=ray_address, module=trial, logs=folder / "logs"
             )
-        stack.callback(running.close)
         runs = Runs(folder / "runs.csv")
         clock = _Clock(space, observer or (lambda event: None))
         controller = Controller(
@@ -148,6 +149,7 @@ def search(
             observer=clock.observe,
             finished=lambda work, ended: runs.write(),
         )
+        stack.callback(lambda: running.close(0.0 if controller.hurried else GRACE))
         stack.enter_context(controller.signals())
         stack.enter_context(_files_in(folder))
         return _Ladder(space, store, controller, recipe, seed, folder, runs, clock).climb()

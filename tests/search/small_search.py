@@ -53,11 +53,10 @@ def run(
             stack.enter_context(hold(folder))
         chosen = {"sampler": ByNumber(), "pruner": optuna.pruners.NopPruner()}
         study = open_study(folder, storage, workers=workers, **chosen | (settings or {}))
-        executor = stack.enter_context(
-            LocalExecutor(local_slots(workers), module="instant_trials", logs=folder / "logs")
-        )
+        executor = LocalExecutor(local_slots(workers), module="instant_trials", logs=folder / "logs")
         leases = Leases(exclusive=storage is None, term=term)
         controller = Controller(executor, leases, observer=observer)
+        stack.callback(lambda: executor.close(0.0 if controller.hurried else 5.0))
         stack.enter_context(controller.signals())
         if interrupt:
             interrupt(controller, executor)

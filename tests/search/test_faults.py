@@ -52,7 +52,7 @@ def test_a_killed_controller_is_resumed_by_the_same_command(tmp_path, half):
 
 def test_many_kills_and_a_single_worker_end_in_the_undisturbed_search(tmp_path, undisturbed):
     settings = {"trials": 8, "workers": 1, "recipe": RECIPE}
-    for ends in (1, 2, 1):
+    for ends in (1, 2):
         process = start(tmp_path, **settings)
         lines_until(process, ends=ends)
         process.kill()
@@ -85,7 +85,7 @@ def test_the_second_signal_ends_at_once(tmp_path):
     begin = time.monotonic()
     process.send_signal(signal.SIGINT)
     process.communicate(timeout=15)
-    assert time.monotonic() - begin < 12
+    assert time.monotonic() - begin < 8
     assert process.returncode != 0
 
 

@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -152,13 +153,16 @@ def test_a_disk_that_fills_up_at_the_end_is_one_line_and_resumes(finished, tmp_p
             raise OSError(28, "No space left on device", str(path))
         write_atomic(path, text)
 
+    folder = tmp_path / "copy"
+    shutil.copytree(finished[0], folder)
+    (folder / "laws.json").unlink()
     with monkeypatch.context() as patch:
         patch.setattr(ladder, "write_atomic", full)
         with pytest.raises(InputError, match=r"laws.json: No space left on device; nothing that was finished is lost"):
-            instant(tmp_path)
-    assert not (tmp_path / "laws.json").exists()
-    instant(tmp_path)
-    assert (tmp_path / "laws.json").read_bytes() == (finished[0] / "laws.json").read_bytes()
+            instant(folder)
+    assert not (folder / "laws.json").exists()
+    instant(folder)
+    assert (folder / "laws.json").read_bytes() == (finished[0] / "laws.json").read_bytes()
 
 
 def test_another_space_or_seed_in_the_same_folder_is_refused(finished):

@@ -52,7 +52,7 @@ def test_a_node_is_lost_and_no_trial_with_it(cluster, tmp_path):
         with pytest.raises(InputError, match=r"--workers: 9, expected 1 to \d: the cluster has 0 GPUs"):
             RayExecutor(9, module="instant_trials", logs=tmp_path)
     finally:
-        executor.close()
+        executor.close(5.0)
     assert [trial.state for trial in study.trials] == [TrialState.COMPLETE] * 12
     assert [trial.value for trial in study.trials] == pytest.approx([expected(trial) for trial in study.trials])
     assert [event.message for event in events if event.kind == "note" and "node or actor was lost" in event.message]

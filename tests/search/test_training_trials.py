@@ -47,8 +47,9 @@ def talk(executor, *, go=lambda message: None, timeout=120):
 @pytest.fixture(scope="module")
 def executor(tmp_path_factory):
     slot, logs = Slot(0, (), (), 1), tmp_path_factory.mktemp("logs")
-    with LocalExecutor([slot], module="moe_optuna.search._trial", logs=logs) as running:
-        yield running
+    running = LocalExecutor([slot], module="moe_optuna.search._trial", logs=logs)
+    yield running
+    running.close(5.0)
 
 
 @pytest.fixture(scope="module")
