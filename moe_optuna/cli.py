@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -151,6 +152,9 @@ def lattice(
 def fit(
     runs: Annotated[Path, typer.Argument(metavar="RUNS.csv", help="One row a run; columns by their words.")],
     law: Annotated[str, typer.Option(help="The law: chinchilla, routed, leverage, holistic, ...")],
+    group: Annotated[
+        str | None, typer.Option(help="Column whose equal labels err together (an architecture): drawn together.")
+    ] = None,
     bootstraps: Annotated[int, typer.Option(help="Bootstrap fits behind the intervals.")] = 200,
     seed: Annotated[int, typer.Option(help="Seed of the bootstrap.")] = 0,
     as_json: AsJson = False,
@@ -158,7 +162,9 @@ def fit(
     """Fit a law to runs, with intervals and a held-out score."""
     from moe_optuna import laws
 
-    _show(laws.fit(law, laws.read_runs(runs, law), bootstraps=bootstraps, seed=seed).to_dict(), as_json, "render_fit")
+    columns = laws.read_runs(runs, law, group=group)
+    fitted = laws.fit(law, columns, bootstraps=bootstraps, seed=seed, groups=columns.pop("group", None))
+    _show(fitted.to_dict(), as_json, "render_fit")
 
 
 @app.command()
@@ -208,18 +214,26 @@ def dashboard(
     folder: Folder,
     host: Annotated[str, typer.Option(help="Address to serve on; there is no authentication.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port to serve on.")] = 8080,
+    storage: Annotated[
+        str | None, typer.Option(help="Storage URL of the search; the journal in the folder unless given.")
+    ] = None,
 ) -> None:
     """Open optuna-dashboard on a search."""
     from moe_optuna.report import dashboard as serve
+    from moe_optuna.search import open_storage
 
-    serve(folder, host=host, port=port)
+    opened = open_storage(storage, folder, workers=1) if storage is not None else None
+    serve(folder, host=host, port=port, storage=opened)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point: bad input ends in one line and status 2, Ctrl-C in status 130."""
     words = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
     try:
-        status = app(words, standalone_mode=False)
+        with warnings.catch_warnings():
+            # What is asked outside of a law's range is a note of the answer itself.
+            warnings.filterwarnings("ignore", message=".* outside the range of ")
+            status = app(words, standalone_mode=False)
     except InputError as error:
         _fail(str(error))
     except _USAGE_ERROR as error:

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from moe_optuna import MoEArchitecture
@@ -106,6 +107,36 @@ def test_bad_input_is_one_line_and_status_two(
     assert len(err.strip().splitlines()) == 1, err
     assert "Traceback" not in err
     assert not list(tmp_path.iterdir()), "something was written"
+
+
+def test_fit_draws_groups_together(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    size, tokens = 10 ** random.uniform(7, 10, 60), 10 ** random.uniform(9, 12, 60)
+    loss = (1.8 + 480 / size**0.35 + 2085 / tokens**0.37) * np.exp(0.01 * random.standard_normal(60))
+    path = tmp_path / "runs.csv"
+    rows = [
+        f"{n},{d},{y},run-{k}" for k, (n, d, y) in enumerate(zip(size, tokens, loss, strict=True)) for _ in range(9)
+    ]
+    path.write_text("\n".join(["total_params,tokens,loss,run", *rows]))
+
+    def spread(*options: str) -> float:
+        words = ("fit", path, "--law", "chinchilla", "--bootstraps", 100, *options)
+        low, high = as_json(capsys, *words)["bootstrap_intervals"]["alpha"]
+        return float(high - low)
+
+    assert spread("--group", "run") / spread() == pytest.approx(3.0, rel=0.35)  # nine copies are no nine runs: sqrt(9)
+    status, _, err = call(capsys, "fit", path, "--law", "chinchilla", "--group", "runs")
+    assert status == 2
+    assert "did you mean 'run'" in err
+
+
+def test_what_is_asked_outside_a_range_is_a_note_and_no_warning(
+    capsys: pytest.CaptureFixture[str], recwarn: pytest.WarningsRecorder
+) -> None:
+    words = ("leverage", "--activation-ratio", 0.03, "--granularity", 12, "--compute", 1e26)
+    status, out, err = call(capsys, *words)
+    assert (status, err, list(recwarn)) == (0, "", [])
+    assert "outside the range" in out
 
 
 def test_export_takes_only_known_frameworks(capsys: pytest.CaptureFixture[str], architecture_file: Path) -> None:

@@ -67,8 +67,11 @@ def checked(law: Form, columns: Mapping[str, ArrayLike], *, where: object = None
     return table
 
 
-def read_runs(path: str | Path, law: str) -> dict[str, Array]:
+def read_runs(path: str | Path, law: str, *, group: str | None = None) -> dict[str, Array]:
     """The columns that a law reads out of a CSV file of runs; other columns are passed over.
+
+    With `group`, a column of labels (any text), the column `group` numbers its labels from 0 on: what `fit` takes as
+    `groups`.
 
     Where the file has a column `state`, rows of another state than complete are left out. An empty `width` (a run that
     does not sweep it) is the proxy width, 0.5.
@@ -87,7 +90,7 @@ def read_runs(path: str | Path, law: str) -> dict[str, Array]:
         raise InputError(error.strerror or "cannot be read", where=path) from None
     except (UnicodeDecodeError, csv.Error):
         raise InputError("not a CSV text file", where=path) from None
-    if missing := [name for name in wanted.columns if name not in names]:
+    if missing := [name for name in (*wanted.columns, *([group] if group else ())) if name not in names]:
         hint = did_you_mean(missing[0], names)
         raise InputError(
             f"missing column{'s' * (len(missing) > 1)} {', '.join(missing)}, "
@@ -113,4 +116,6 @@ def read_runs(path: str | Path, law: str) -> dict[str, Array]:
             if not (np.isfinite(value) and low < value <= high):
                 raise InputError(f"{text!r}, expected {words}", where=f"{path}: row {number}, column {name}")
             table[name][index] = value
+    if group:
+        table["group"] = np.unique([row[group] for _, row in numbered], return_inverse=True)[1].astype(np.float64)
     return table

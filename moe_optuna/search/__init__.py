@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from moe_optuna.search._events import Event, Observer
+    from moe_optuna.search._storage import open_storage
     from moe_optuna.search.blueprint import Blueprint, plan
     from moe_optuna.search.ladder import SearchResult, search
     from moe_optuna.search.objective import LightningObjective
@@ -23,11 +24,12 @@ _HOME = {
     "LightningObjective": "objective",
     "Observer": "_events",
     "SearchResult": "ladder",
+    "open_storage": "_storage",
     "plan": "blueprint",
     "search": "ladder",
 }
 
-__all__ = ["Blueprint", "Event", "LightningObjective", "Observer", "SearchResult", "plan", "search"]
+__all__ = ["Blueprint", "Event", "LightningObjective", "Observer", "SearchResult", "open_storage", "plan", "search"]
 
 
 class _CallableModule(ModuleType):
