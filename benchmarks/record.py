@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
+import re
 import sys
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -19,7 +20,9 @@ def record(name: str, data: Any) -> Path:
     path.parent.mkdir(exist_ok=True)
     content = {"date": datetime.now(UTC).date().isoformat(), "cpu": _cpu(), "python": platform.python_version()}
     content |= {"versions": _versions("optuna", "numpy", "scipy", "torch"), "command": " ".join(sys.argv), "data": data}
-    path.write_text(json.dumps(content, indent=1, default=float) + "\n", encoding="utf-8")
+    text = json.dumps(content, indent=1, default=float)
+    text = re.sub(r"\[[^][{}\"]*\]", lambda numbers: re.sub(r"\s+", " ", numbers[0]), text)  # a list of numbers on a line
+    path.write_text(text + "\n", encoding="utf-8")
     return path
 
 
