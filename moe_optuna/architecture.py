@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from moe_optuna.errors import InputError, did_you_mean
+from moe_optuna.files import read_object, write_whole
 from moe_optuna.parts import (
     KINDS,
     Attention,
@@ -297,9 +298,7 @@ class MoEArchitecture:
 
     def save(self, path: str | Path) -> None:
         """Write as JSON."""
-        Path(path).write_text(
-            json.dumps({"format": FORMAT, "architecture": self.to_dict()}, indent=1) + "\n", encoding="utf-8"
-        )
+        write_whole(path, json.dumps({"format": FORMAT, "architecture": self.to_dict()}, indent=1) + "\n")
 
     @classmethod
     def load(cls, path: str | Path) -> MoEArchitecture:
@@ -308,13 +307,8 @@ class MoEArchitecture:
         Raises:
             InputError: Where the file is missing, is not such a file, or has another format.
         """
-        try:
-            data = json.loads(Path(path).read_text(encoding="utf-8"))
-        except OSError as error:
-            raise InputError(error.strerror or "cannot be read", where=path) from None
-        except ValueError:
-            raise InputError("not JSON", where=path) from None
-        if not isinstance(data, dict) or not isinstance(data.get("architecture"), dict):
+        data = read_object(path, expected="an architecture, an object with 'format' and 'architecture'")
+        if not isinstance(data.get("architecture"), dict):
             raise InputError(
                 "not an architecture file, expected an object with 'format' and 'architecture'", where=path
             )

@@ -275,7 +275,7 @@ def test_bad_files_are_named_in_one_line(change: dict[str, Any], message: str) -
     [
         (None, "No such file"),
         ("", "not JSON"),
-        ("[]", "not an architecture file"),
+        ("[]", "not a JSON object, expected an architecture"),
         ('{"format": 1, "architecture": {}}', "missing d_model, n_dense_layers"),
         ('{"format": 2, "architecture": {}}', "format 2, expected 1"),
     ],

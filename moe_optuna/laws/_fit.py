@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from moe_optuna.errors import InputError
+from moe_optuna.files import read_object, write_whole
 from moe_optuna.laws._formulas import Array
 from moe_optuna.laws.forms import Form, form
 
@@ -154,7 +155,7 @@ class Fit:
 
     def save(self, path: str | Path) -> None:
         """Write as JSON."""
-        Path(path).write_text(json.dumps(self.to_dict(), allow_nan=False) + "\n", encoding="utf-8")
+        write_whole(path, json.dumps(self.to_dict(), allow_nan=False) + "\n")
 
     @classmethod
     def load(cls, path: str | Path) -> Fit:
@@ -163,15 +164,7 @@ class Fit:
         Raises:
             InputError: Where the file is missing or is not such a file.
         """
-        try:
-            data = json.loads(Path(path).read_text(encoding="utf-8"))
-        except OSError as error:
-            raise InputError(error.strerror or "cannot be read", where=path) from None
-        except ValueError:
-            raise InputError("not JSON", where=path) from None
-        if not isinstance(data, dict):
-            raise InputError("not an object, expected what `fit --json` prints", where=path)
-        return cls.from_dict(data, where=path)
+        return cls.from_dict(read_object(path, expected="what `fit --json` prints"), where=path)
 
 
 def log_interval(logs_SN: Array, noise: float, level: float) -> tuple[Array, Array]:

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from moe_optuna.errors import InputError
+from moe_optuna.files import read_object, write_whole
 from moe_optuna.laws._phase_law import DRAWS, PhaseLaw
 from moe_optuna.laws.axis import Array, AxisFit, AxisForm, FormName
 from moe_optuna.laws.band import Growth, growth, interval
@@ -297,7 +298,7 @@ class LadderLaws:
 
     def save(self, path: str | Path) -> None:
         """Write as JSON."""
-        Path(path).write_text(json.dumps(self.to_dict(), indent=1) + "\n", encoding="utf-8")
+        write_whole(path, json.dumps(self.to_dict(), indent=1) + "\n")
 
     @classmethod
     def load(cls, path: str | Path) -> LadderLaws:
@@ -306,15 +307,7 @@ class LadderLaws:
         Raises:
             InputError: Where the file is missing or is not such a file.
         """
-        try:
-            data = json.loads(Path(path).read_text(encoding="utf-8"))
-        except OSError as error:
-            raise InputError(error.strerror or "cannot be read", where=path) from None
-        except ValueError:
-            raise InputError("not JSON", where=path) from None
-        if not isinstance(data, dict):
-            raise InputError("not the laws of a ladder, expected an object", where=path)
-        return cls.from_dict(data, where=path)
+        return cls.from_dict(read_object(path, expected="the laws of a ladder"), where=path)
 
 
 def _plain(value: Any) -> Any:

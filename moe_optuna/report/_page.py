@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import base64
-import contextlib
 import hashlib
 import json
-import os
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 from moe_optuna.errors import InputError
+from moe_optuna.files import write_whole
 from moe_optuna.report import _sections as sections
 from moe_optuna.report._html import Html, tag
 from moe_optuna.report._run import Run
@@ -43,13 +42,9 @@ def write_report(out: str | Path) -> Path:
 
 
 def _write(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        temporary.write_text(text, encoding="utf-8")
-        os.replace(temporary, path)
+        write_whole(path, text)
     except OSError as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
         raise InputError(f"cannot be written ({error.strerror})", where=path) from None
 
 

@@ -37,17 +37,16 @@ from moe_optuna.search._channel import Message
 from moe_optuna.search._events import Event, Observer
 from moe_optuna.search._lease import Leases
 from moe_optuna.search._local import Executor
+from moe_optuna.search._work import Run, Tally, Work
 
 if TYPE_CHECKING:
     from types import FrameType
 
-    from optuna import Study
-    from optuna.trial import FrozenTrial, Trial
+    from optuna.trial import FrozenTrial
 
     from moe_optuna.architecture import MoEArchitecture
-    from moe_optuna.space import Phase
 
-__all__ = ["RETRIES", "Controller", "Work", "counts", "trained"]
+__all__ = ["RETRIES", "Controller"]
 
 RETRIES = 3
 """How often a trial is tried again after its worker died or a file could not be written."""
@@ -56,41 +55,6 @@ TICK = 0.5
 FRUITLESS = 100
 """Proposals in a row that cannot be trained, after which the study has nothing left to propose."""
 _DEATHS = "moe_optuna:deaths"
-
-
-@dataclass(frozen=True)
-class Work:
-    """A study to be brought to a number of trials.
-
-    Attributes:
-        study: The study, with its sampler and pruner.
-        phase: What its trials may propose.
-        trials: Trials that it is to have, trained to the end or pruned; those that failed are replaced.
-        recipe: The training recipe, as plain data.
-        text: The hash of the text that it trains on.
-        seed: The seed of trials that carry none of their own.
-        checkpoints: The folder for what is being trained.
-    """
-
-    study: Study
-    phase: Phase
-    trials: int
-    recipe: dict[str, Any]
-    text: str
-    seed: int
-    checkpoints: Path
-
-
-@dataclass
-class _Run:
-    """A trial on a worker."""
-
-    trial: Trial
-    task: dict[str, Any]
-    architecture: MoEArchitecture
-    steps: set[int]
-    verdict: Literal["", "pruned", "failed", "lost"] = ""
-    reason: str = ""
 
 
 @dataclass
@@ -116,8 +80,9 @@ class Controller:
     grace: float = 20.0
     stopping: bool = False
     hurried: bool = False
-    _running: dict[int, _Run] = field(default_factory=dict)
+    _running: dict[int, Run] = field(default_factory=dict)
     _failed: dict[MoEArchitecture, str] = field(default_factory=dict)
+    _tally: Tally = Tally()
 
     def prepare(self, recipe: dict[str, Any]) -> dict[str, Any]:
         """Have a worker make the text ready; what the text is.
@@ -148,11 +113,7 @@ class Controller:
             InputError: Where the search cannot go on, for a reason that its user can remove.
             KeyboardInterrupt: Where it was stopped; every trial is saved and given back.
         """
-        self._failed = {
-            architecture: trial.user_attrs.get("reason", "")
-            for trial in work.study.get_trials(deepcopy=False, states=(TrialState.FAIL,))
-            if (architecture := _architecture(work.phase, trial)) is not None
-        }
+        self._failed = work.failures()
         try:
             self._look_after(work)  # before anything new: what a killed controller left comes first
             while not self.stopping:
@@ -180,30 +141,29 @@ class Controller:
     def _others(self, work: Work) -> bool:
         """Whether trials are still to end that this controller does not run: another's, or one that waits for a
         worker to be up."""
-        states = _states(work.study)
-        if states[TrialState.RUNNING] or states[TrialState.WAITING]:
+        tally = self._count(work)
+        if tally.running or tally.waiting:
             return True
-        return not self.executor.available() and counts(work.study)[0] < work.trials
+        return not self.executor.available() and tally.trained < work.trials
 
-    def _next(self, work: Work) -> _Run | None:
+    def _next(self, work: Work) -> Run | None:
         """A trial to train: one given back, one enqueued or a new one; ``None`` where the study needs no more."""
         for _ in range(FRUITLESS):
             if self.stopping:
                 return None
-            states = _states(work.study)
-            if not states[TrialState.WAITING]:
-                done, _, failed = counts(work.study)
-                if failed > max(3, work.trials):
+            tally = self._count(work)
+            if not tally.waiting:
+                if tally.failed > max(3, work.trials):
                     reason = next(reversed(self._failed.values()), "")
-                    raise InputError(f"{failed} trials failed, the last: {reason}", where=work.study.study_name)
-                if done + states[TrialState.RUNNING] >= work.trials:
+                    raise InputError(f"{tally.failed} trials failed, the last: {reason}", where=work.study.study_name)
+                if tally.trained + tally.running >= work.trials:
                     return None
             trial = work.study.ask()
             self.leases.take(work.study, trial._trial_id)
             with contextlib.suppress(optuna.TrialPruned):
                 architecture = work.phase.suggest(trial)
                 if architecture not in self._failed:
-                    return self._prepare_run(work, trial, architecture)
+                    return work.run(trial, architecture)
                 trial.set_user_attr("infeasible", f"failed before: {self._failed[architecture]}"[:500])
             work.study.tell(trial, state=TrialState.PRUNED)
         self.observer(
@@ -213,26 +173,10 @@ class Controller:
         )
         return None
 
-    def _prepare_run(self, work: Work, trial: Trial, architecture: MoEArchitecture) -> _Run | None:
-        seed = trial.user_attrs.get("seed")
-        if seed is None:
-            trial.set_user_attr("seed", seed := work.seed)
-        name = work.study.study_name.replace("/", "_")
-        task = {
-            "architecture": architecture.to_dict(),
-            "compute": work.phase.compute,
-            "tokens": work.phase.tokens(architecture),
-            "recipe": work.recipe,
-            "text": work.text,
-            "seed": seed,
-            "checkpoint": str(work.checkpoints / name / f"{trial.number:05d}"),
-        }
-        return _Run(trial, task, architecture, set(_frozen(work.study, trial).intermediate_values))
-
     def _launch(self, work: Work, worker: int) -> None:
         run = self._running[worker]
         self._tell("start", work, run)
-        if run.steps and _prunes(work, run):  # decided before, and not told: the controller died in between
+        if run.steps and run.prunes(work.seed):  # decided before, and not told: the controller died in between
             del self._running[worker]
             run.verdict = "pruned"
             self._finish(work, run, {})
@@ -272,18 +216,18 @@ class Controller:
             self._give_back(work, run)
             raise InputError(message["failed"]["reason"])
 
-    def _report(self, work: Work, run: _Run, index: int, loss: float) -> None:
+    def _report(self, work: Work, run: Run, index: int, loss: float) -> None:
         if not math.isfinite(loss):
             run.verdict, run.reason = "failed", f"the loss is {loss} at report {index}"
             return
         if index not in run.steps:
             run.steps.add(index)
             run.trial.report(loss, index)
-        if not run.verdict and _prunes(work, run):
+        if not run.verdict and run.prunes(work.seed):
             run.verdict = "pruned"
         self._tell("report", work, run, loss=loss, fraction=index / max(1, work.recipe.get("reports", 1)))
 
-    def _finish(self, work: Work, run: _Run, result: dict[str, Any]) -> None:
+    def _finish(self, work: Work, run: Run, result: dict[str, Any]) -> None:
         """Tell the study how the trial ended."""
         loss = result.get("loss")
         if not run.verdict and not (isinstance(loss, (int, float)) and math.isfinite(loss)):
@@ -302,16 +246,16 @@ class Controller:
                 work.study.tell(run.trial, cast(float, loss))
         except (UpdateFinishedTrialError, ValueError):
             # Another controller took this one for dead and finished the trial: that result stands.
-            if not _frozen(work.study, run.trial).state.is_finished():
+            if not work.frozen(run.trial).state.is_finished():
                 raise
         shutil.rmtree(run.task["checkpoint"], ignore_errors=True)
-        self.finished(work, _frozen(work.study, run.trial))
+        self.finished(work, work.frozen(run.trial))
         self._tell("end", work, run, loss=loss, fraction=1.0, state=run.verdict or "complete", message=run.reason)
 
-    def _retry(self, work: Work, run: _Run, reason: str, *, fail: bool) -> None:
+    def _retry(self, work: Work, run: Run, reason: str, *, fail: bool) -> None:
         """Give the trial back, to be resumed from its checkpoint; after `RETRIES` times it fails, or, where it is not
         to blame, the search stops."""
-        deaths = _frozen(work.study, run.trial).system_attrs.get(_DEATHS, 0) + 1
+        deaths = work.frozen(run.trial).system_attrs.get(_DEATHS, 0) + 1
         last = deaths > RETRIES
         if last and fail:
             run.verdict, run.reason = "failed", f"{reason}; tried {deaths} times"
@@ -325,9 +269,9 @@ class Controller:
         if last:
             raise InputError(f"{reason}; tried {deaths} times; the same command resumes", where=run.task["checkpoint"])
 
-    def _give_back(self, work: Work, run: _Run) -> None:
+    def _give_back(self, work: Work, run: Run) -> None:
         with contextlib.suppress(OSError):  # with no room in the journal, the next run takes it up as a dead one's
-            if self.leases.holds(_frozen(work.study, run.trial)):
+            if self.leases.holds(work.frozen(run.trial)):
                 self.leases.give_back(work.study, run.trial._trial_id)
         self._tell("end", work, run, state="returned")
 
@@ -358,15 +302,16 @@ class Controller:
                 )
             )
         for worker, run in self._running.items():
-            if not self.leases.holds(_frozen(work.study, run.trial)):
+            if not self.leases.holds(work.frozen(run.trial)):
                 run.verdict = "lost"
                 self.executor.send(worker, {"stop": True})
 
-    def _tell(self, kind: Any, work: Work, run: _Run, **values: Any) -> None:
-        done, best, _ = counts(work.study)
-        phase = work.phase
-        event = Event(kind, phase.compute, phase.number, run.trial.number, best=best, finished=done, trials=work.trials)
-        self.observer(replace(event, **values))
+    def _tell(self, kind: Any, work: Work, run: Run, **values: Any) -> None:
+        self.observer(replace(work.event(kind, self._tally), trial=run.trial.number, **values))
+
+    def _count(self, work: Work) -> Tally:
+        self._tally = Tally.of(work.study)
+        return self._tally
 
     @contextlib.contextmanager
     def signals(self) -> Iterator[None]:
@@ -387,37 +332,3 @@ class Controller:
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
-
-
-def trained(trial: FrozenTrial) -> bool:
-    """Whether the trial counts: trained to the end, or stopped on the way; not one that was never trained."""
-    return trial.state == TrialState.COMPLETE or (
-        trial.state == TrialState.PRUNED and "infeasible" not in trial.user_attrs
-    )
-
-
-def counts(study: Study) -> tuple[int, float | None, int]:
-    """Trials that count, the lowest loss among the complete ones, and trials that failed."""
-    trials = study._storage.get_all_trials(study._study_id, deepcopy=False)
-    losses = [trial.value for trial in trials if trial.state == TrialState.COMPLETE and trial.value is not None]
-    failed = sum(trial.state == TrialState.FAIL for trial in trials)
-    return sum(map(trained, trials)), min(losses, default=None), failed
-
-
-def _states(study: Study) -> dict[TrialState, int]:
-    trials = study._storage.get_all_trials(study._study_id, deepcopy=False)
-    return {state: sum(trial.state == state for trial in trials) for state in TrialState}
-
-
-def _frozen(study: Study, trial: Trial) -> FrozenTrial:
-    return study._storage.get_trial(trial._trial_id)
-
-
-def _architecture(phase: Phase, trial: FrozenTrial) -> MoEArchitecture | None:
-    index = phase.index(trial.params) if trial.params else None
-    return None if index is None else phase.lattice[index]
-
-
-def _prunes(work: Work, run: _Run) -> bool:
-    """Whether the study's pruner stops a trial; a repeat with a seed of its own measures the noise and runs on."""
-    return run.task["seed"] == work.seed and run.trial.should_prune()

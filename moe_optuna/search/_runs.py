@@ -11,8 +11,8 @@ import numpy as np
 from optuna.trial import TrialState
 
 from moe_optuna.architecture import DIMENSIONS
+from moe_optuna.files import write_whole
 from moe_optuna.search._controller import trained
-from moe_optuna.search._storage import write_atomic
 
 if TYPE_CHECKING:
     from optuna import Study
@@ -84,7 +84,7 @@ class Runs:
         writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
         writer.writeheader()
         writer.writerows(self.rows)
-        write_atomic(self._path, text.getvalue())
+        write_whole(self._path, text.getvalue())
 
 
 def _row(study: Study, phase: Phase, trial: FrozenTrial) -> dict[str, Any]:

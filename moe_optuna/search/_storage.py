@@ -21,7 +21,7 @@ from moe_optuna.errors import InputError
 if TYPE_CHECKING:
     from optuna.storages import BaseStorage
 
-__all__ = ["Journal", "hold", "open_storage", "redact", "repair", "write_atomic"]
+__all__ = ["Journal", "hold", "open_storage", "redact", "repair"]
 
 
 class Journal(JournalFileBackend):
@@ -175,20 +175,3 @@ def hold(out: Path) -> Iterator[None]:
         file.write(str(os.getpid()))
         file.flush()
         yield
-
-
-def write_atomic(path: Path, text: str) -> None:
-    """Write a file so that a reader, or a crash, sees the old one or the new one, never half of one.
-
-    Raises:
-        OSError: Where it could not be written; the old file is as it was.
-    """
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with partial.open("w", encoding="utf-8", newline="") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)

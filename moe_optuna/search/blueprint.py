@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from moe_optuna.architecture import DIMENSIONS, MoEArchitecture
 from moe_optuna.errors import InputError
+from moe_optuna.files import read_object, write_whole
 from moe_optuna.triad import Tolerances, Triad
 
 if TYPE_CHECKING:
@@ -160,7 +161,7 @@ class Blueprint:
 
     def save(self, path: str | Path) -> None:
         """Write as JSON."""
-        Path(path).write_text(json.dumps(self.to_dict(), indent=1) + "\n", encoding="utf-8")
+        write_whole(path, json.dumps(self.to_dict(), indent=1) + "\n")
 
     @classmethod
     def load(cls, path: str | Path) -> Blueprint:
@@ -169,15 +170,7 @@ class Blueprint:
         Raises:
             InputError: Where the file is missing or is not a blueprint.
         """
-        try:
-            data = json.loads(Path(path).read_text(encoding="utf-8"))
-        except OSError as error:
-            raise InputError(error.strerror or "cannot be read", where=path) from None
-        except ValueError:
-            raise InputError("not JSON", where=path) from None
-        if not isinstance(data, dict):
-            raise InputError("not a blueprint, expected an object", where=path)
-        return cls.from_dict(data, where=path)
+        return cls.from_dict(read_object(path, expected="a blueprint"), where=path)
 
 
 def plan(compute: float, *, laws: LadderLaws | None = None, space: SearchSpace | None = None) -> Blueprint:

@@ -23,13 +23,14 @@ import optuna
 from optuna.trial import TrialState
 
 from moe_optuna.errors import InputError, did_you_mean
+from moe_optuna.files import write_whole
 from moe_optuna.search._controller import Controller, Work, counts
 from moe_optuna.search._events import Event, Observer
 from moe_optuna.search._lease import Leases
 from moe_optuna.search._local import Executor, LocalExecutor
 from moe_optuna.search._runs import Runs
 from moe_optuna.search._slots import local_slots
-from moe_optuna.search._storage import hold, open_storage, write_atomic
+from moe_optuna.search._storage import hold, open_storage
 
 if TYPE_CHECKING:
     from optuna import Study
@@ -462,4 +463,4 @@ def _write_json(path: Path, payload: dict[str, Any], held_out: dict[str, Any] | 
     whole = {"format": FORMAT, **payload}
     if held_out is not None:
         whole["held_out"] = held_out
-    write_atomic(path, json.dumps(whole, indent=1) + "\n")
+    write_whole(path, json.dumps(whole, indent=1) + "\n")

@@ -14,6 +14,7 @@ from pydantic import BeforeValidator, Field, NonNegativeInt, ValidationError, mo
 
 from moe_optuna.architecture import MoEArchitecture
 from moe_optuna.errors import InputError, did_you_mean
+from moe_optuna.files import write_whole
 from moe_optuna.space._describe import describe
 from moe_optuna.space._diagnosis import Diagnosis, diagnose
 from moe_optuna.space._dimensions import Dimensions, Frozen, Scale
@@ -237,7 +238,7 @@ class SearchSpace(Frozen):
 
     def save(self, path: str | Path) -> None:
         """Write as TOML."""
-        Path(path).write_text(self.to_toml(), encoding="utf-8")
+        write_whole(path, self.to_toml())
 
     # ------------------------------------------------------------------ the problem
 

@@ -214,7 +214,7 @@ def test_bad_runs_are_named(change: dict, expected: str) -> None:
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("[]", "expected an object"),
+        ("[]", "not a JSON object, expected the laws of a ladder"),
         ("{", "not JSON"),
         ('{"format": 2}', "format 2, expected 1"),
         ('{"format": 1}', "laws of a ladder"),

@@ -57,7 +57,7 @@ def test_a_foreign_folder(tmp_path: Path):
         ("runs.csv", "", r"runs\.csv: no column"),
         ("runs.csv", b"\xff\xfe\x00", r"runs\.csv: not UTF-8 text"),
         ("laws.json", "{", r"laws\.json: not JSON"),
-        ("laws.json", "[]", r"laws\.json: not the laws of a ladder"),
+        ("laws.json", "[]", r"laws\.json: not a JSON object, expected the laws of a ladder"),
         ("laws.json", '{"format": 99}', r"laws\.json: format 99, expected 1"),
         ("blueprint.json", "nonsense", r"blueprint\.json: not JSON"),
         ("blueprint.json", '{"format": 1}', r"blueprint\.json: not a blueprint"),

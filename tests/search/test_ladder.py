@@ -15,9 +15,10 @@ from tiny_space import tiny_space
 import moe_optuna
 from moe_optuna import InputError, MoEArchitecture, Triad
 from moe_optuna.architecture import DIMENSIONS
+from moe_optuna.files import write_whole
 from moe_optuna.search import ladder, search
 from moe_optuna.search._runs import COLUMNS
-from moe_optuna.search._storage import open_storage, write_atomic
+from moe_optuna.search._storage import open_storage
 
 HERE = Path(__file__).parent
 STATES = ("complete", "pruned", "failed")
@@ -151,13 +152,13 @@ def test_a_disk_that_fills_up_at_the_end_is_one_line_and_resumes(finished, tmp_p
     def full(path, text):
         if path.name == "laws.json":
             raise OSError(28, "No space left on device", str(path))
-        write_atomic(path, text)
+        write_whole(path, text)
 
     folder = tmp_path / "copy"
     shutil.copytree(finished[0], folder)
     (folder / "laws.json").unlink()
     with monkeypatch.context() as patch:
-        patch.setattr(ladder, "write_atomic", full)
+        patch.setattr(ladder, "write_whole", full)
         with pytest.raises(InputError, match=r"laws.json: No space left on device; nothing that was finished is lost"):
             instant(folder)
     assert not (folder / "laws.json").exists()

@@ -8,8 +8,7 @@ import optuna
 import pytest
 
 from moe_optuna import InputError
-from moe_optuna.search import _storage
-from moe_optuna.search._storage import Journal, hold, open_storage, redact, repair, write_atomic
+from moe_optuna.search._storage import Journal, hold, open_storage, redact, repair
 
 
 def filled(folder, trials=3):
@@ -144,17 +143,3 @@ def test_one_search_a_folder_and_the_kernel_frees_it(tmp_path):
         other.communicate()
     with hold(tmp_path):
         pass
-
-
-def test_a_file_is_replaced_whole_or_not_at_all(tmp_path, monkeypatch):
-    path = tmp_path / "runs.csv"
-    write_atomic(path, "old")
-
-    def full(descriptor):
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr(_storage.os, "fsync", full)
-    with pytest.raises(OSError, match="No space"):
-        write_atomic(path, "new")
-    assert path.read_text() == "old"
-    assert [file.name for file in tmp_path.iterdir()] == ["runs.csv"]

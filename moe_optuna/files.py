@@ -1,0 +1,51 @@
+"""Files that are written whole or not at all, and read back with one line where they are not what they should be."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from moe_optuna.errors import InputError
+
+__all__ = ["read_object", "write_whole"]
+
+
+def read_object(path: str | Path, *, expected: str) -> dict[str, Any]:
+    """The JSON object in a file.
+
+    Args:
+        path: The file.
+        expected: What it should hold, for the error.
+
+    Raises:
+        InputError: Where it cannot be read or is no JSON object.
+    """
+    try:
+        data = json.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(error.strerror or "cannot be read", where=path) from None
+    except (ValueError, RecursionError):
+        raise InputError(f"not JSON, expected {expected}", where=path) from None
+    if not isinstance(data, dict):
+        raise InputError(f"not a JSON object, expected {expected}", where=path)
+    return data
+
+
+def write_whole(path: str | Path, text: str) -> None:
+    """Write a file so that a reader, or a crash, sees the old one or the new one, never half of one.
+
+    Raises:
+        OSError: Where it could not be written; the old file is as it was.
+    """
+    path = Path(path)
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with partial.open("w", encoding="utf-8", newline="") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)

@@ -1,0 +1,42 @@
+"""Files written whole or not at all, and read back."""
+
+import errno
+from pathlib import Path
+
+import pytest
+
+from moe_optuna import files
+from moe_optuna.errors import InputError
+from moe_optuna.files import read_object, write_whole
+
+
+def test_a_file_is_replaced_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "runs.csv"
+    write_whole(path, "old")
+
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(files.os, "fsync", full)
+    with pytest.raises(OSError, match="No space"):
+        write_whole(path, "new")
+    assert path.read_text() == "old"
+    assert [file.name for file in tmp_path.iterdir()] == ["runs.csv"]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"{", "not JSON, expected a blueprint"),
+        (b"\xff\xfe{}", "not JSON"),
+        (b"[" * 100_000, "not JSON"),
+        (b"[1]", "not a JSON object, expected a blueprint"),
+    ],
+)
+def test_what_is_no_object_is_one_line(tmp_path: Path, content: bytes, message: str) -> None:
+    path = tmp_path / "x.json"
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=rf"x.json: {message}"):
+        read_object(path, expected="a blueprint")
+    with pytest.raises(InputError, match="No such file"):
+        read_object(tmp_path / "nowhere.json", expected="a blueprint")
