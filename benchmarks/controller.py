@@ -27,11 +27,12 @@ from typing import Any
 
 import optuna
 
-from moe_optuna.search._controller import Controller, Work
+from moe_optuna.search._controller import Controller
 from moe_optuna.search._lease import Leases
 from moe_optuna.search._local import LocalExecutor
 from moe_optuna.search._slots import local_slots
 from moe_optuna.search._storage import hold, open_storage
+from moe_optuna.search._work import Work
 from moe_optuna.space import Phase, SearchSpace
 
 REPORTS = 8

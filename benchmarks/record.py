@@ -21,7 +21,7 @@ def record(name: str, data: Any) -> Path:
     content = {"date": datetime.now(UTC).date().isoformat(), "cpu": _cpu(), "python": platform.python_version()}
     content |= {"versions": _versions("optuna", "numpy", "scipy", "torch"), "command": " ".join(sys.argv), "data": data}
     text = json.dumps(content, indent=1, default=float)
-    text = re.sub(r"\[[^][{}\"]*\]", lambda numbers: re.sub(r"\s+", " ", numbers[0]), text)  # a list of numbers on a line
+    text = re.sub(r"\[[^][{}\"]*\]", lambda found: re.sub(r"\s+", " ", found[0]), text)  # numbers: a list a line
     path.write_text(text + "\n", encoding="utf-8")
     return path
 

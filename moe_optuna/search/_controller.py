@@ -25,8 +25,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import optuna
 from optuna.exceptions import UpdateFinishedTrialError
@@ -34,7 +33,7 @@ from optuna.trial import TrialState
 
 from moe_optuna.errors import InputError
 from moe_optuna.search._channel import Message
-from moe_optuna.search._events import Event, Observer
+from moe_optuna.search._events import Observer
 from moe_optuna.search._lease import Leases
 from moe_optuna.search._local import Executor
 from moe_optuna.search._work import Run, Tally, Work
@@ -114,11 +113,13 @@ class Controller:
             KeyboardInterrupt: Where it was stopped; every trial is saved and given back.
         """
         self._failed = work.failures()
+        self._count(work)
         try:
             self._look_after(work)  # before anything new: what a killed controller left comes first
             while not self.stopping:
                 if self.leases.beat(work.study):
                     self._look_after(work)
+                    self._count(work)  # others may have finished trials
                 self._fill(work)
                 if not self._running and not self._others(work):
                     return
@@ -166,11 +167,7 @@ class Controller:
                     return work.run(trial, architecture)
                 trial.set_user_attr("infeasible", f"failed before: {self._failed[architecture]}"[:500])
             work.study.tell(trial, state=TrialState.PRUNED)
-        self.observer(
-            Event(
-                "note", work.phase.compute, work.phase.number, message=f"{work.study.study_name}: nothing left to try"
-            )
-        )
+        self._note(work, f"{work.study.study_name}: nothing left to try")
         return None
 
     def _launch(self, work: Work, worker: int) -> None:
@@ -223,8 +220,8 @@ class Controller:
         if index not in run.steps:
             run.steps.add(index)
             run.trial.report(loss, index)
-        if not run.verdict and run.prunes(work.seed):
-            run.verdict = "pruned"
+        if not run.verdict and index < work.recipe.get("reports", math.inf) and run.prunes(work.seed):
+            run.verdict = "pruned"  # never at the last report, where all is trained
         self._tell("report", work, run, loss=loss, fraction=index / max(1, work.recipe.get("reports", 1)))
 
     def _finish(self, work: Work, run: Run, result: dict[str, Any]) -> None:
@@ -249,6 +246,7 @@ class Controller:
             if not work.frozen(run.trial).state.is_finished():
                 raise
         shutil.rmtree(run.task["checkpoint"], ignore_errors=True)
+        self._count(work)
         self.finished(work, work.frozen(run.trial))
         self._tell("end", work, run, loss=loss, fraction=1.0, state=run.verdict or "complete", message=run.reason)
 
@@ -264,7 +262,7 @@ class Controller:
         if not self.stopping:  # a worker that ends while the search does has its reason there
             attribute = 0 if last else deaths
             work.study._storage.set_trial_system_attr(run.trial._trial_id, _DEATHS, attribute)
-        self._tell("note", work, run, message=f"trial {run.trial.number} goes back: {reason}")
+        self._note(work, f"trial {run.trial.number} goes back: {reason}")
         self._give_back(work, run)
         if last:
             raise InputError(f"{reason}; tried {deaths} times; the same command resumes", where=run.task["checkpoint"])
@@ -296,11 +294,7 @@ class Controller:
         """Take back what dead controllers left, and drop what others took."""
         mine = {run.trial.number for run in self._running.values()}
         for number in self.leases.reap(work.study, mine):
-            self.observer(
-                Event(
-                    "note", work.phase.compute, work.phase.number, number, message=f"trial {number} is taken up again"
-                )
-            )
+            self._note(work, f"trial {number} is taken up again")
         for worker, run in self._running.items():
             if not self.leases.holds(work.frozen(run.trial)):
                 run.verdict = "lost"
@@ -308,6 +302,9 @@ class Controller:
 
     def _tell(self, kind: Any, work: Work, run: Run, **values: Any) -> None:
         self.observer(replace(work.event(kind, self._tally), trial=run.trial.number, **values))
+
+    def _note(self, work: Work, message: str) -> None:
+        self.observer(replace(work.event("note", self._tally), message=message))
 
     def _count(self, work: Work) -> Tally:
         self._tally = Tally.of(work.study)

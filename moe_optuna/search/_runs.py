@@ -12,7 +12,7 @@ from optuna.trial import TrialState
 
 from moe_optuna.architecture import DIMENSIONS
 from moe_optuna.files import write_whole
-from moe_optuna.search._controller import trained
+from moe_optuna.search._work import trained
 
 if TYPE_CHECKING:
     from optuna import Study

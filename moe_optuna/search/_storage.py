@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.storages.journal._file import get_lock_file
+from optuna.storages.journal._storage import JournalOperation
 
 from moe_optuna.errors import InputError
 
@@ -24,15 +25,26 @@ if TYPE_CHECKING:
 __all__ = ["Journal", "hold", "open_storage", "redact", "repair"]
 
 
+_PASSING = {
+    JournalOperation.SET_TRIAL_PARAM,
+    JournalOperation.SET_TRIAL_INTERMEDIATE_VALUE,
+    JournalOperation.SET_TRIAL_USER_ATTR,
+    JournalOperation.SET_TRIAL_SYSTEM_ATTR,
+}
+"""Records that can wait for the disk: those of a trial that runs."""
+
+
 class Journal(JournalFileBackend):
-    """Optuna's journal file, whose appends are all or nothing.
+    """Optuna's journal file, whose appends are all or nothing, and faster.
 
     A disk that fills up in the middle of an append leaves half a line, and whatever is appended after it becomes
-    unreadable; here the file is cut back to what it was.
+    unreadable; here the file is cut back to what it was. What a running trial has told reaches the disk at the latest
+    with its end, rather than record by record: a machine that goes down loses nothing that was finished, and a process
+    that dies loses nothing at all.
     """
 
     def append_logs(self, logs: list[dict[str, Any]]) -> None:
-        """Append records and wait until they are on the disk.
+        """Append records; where one is more than a running trial's, wait until the whole file is on the disk.
 
         Raises:
             OSError: Where they could not be written; the file is as it was.
@@ -44,7 +56,8 @@ class Journal(JournalFileBackend):
                 rest = memoryview(lines.encode())
                 while rest:
                     rest = rest[file.write(rest) :]
-                os.fsync(file.fileno())
+                if any(log["op_code"] not in _PASSING for log in logs):
+                    os.fsync(file.fileno())
             except OSError:
                 file.truncate(size)
                 raise

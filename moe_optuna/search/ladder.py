@@ -24,13 +24,14 @@ from optuna.trial import TrialState
 
 from moe_optuna.errors import InputError, did_you_mean
 from moe_optuna.files import write_whole
-from moe_optuna.search._controller import Controller, Work, counts
+from moe_optuna.search._controller import Controller
 from moe_optuna.search._events import Event, Observer
 from moe_optuna.search._lease import Leases
 from moe_optuna.search._local import Executor, LocalExecutor
 from moe_optuna.search._runs import Runs
 from moe_optuna.search._slots import local_slots
 from moe_optuna.search._storage import hold, open_storage
+from moe_optuna.search._work import Tally, Work
 
 if TYPE_CHECKING:
     from optuna import Study
@@ -270,7 +271,7 @@ class _Ladder:
         self.runs.add(study, phase)
         trials = min(self.space.search.trials(phase.number, step), len(phase.lattice))
         work = Work(study, phase, trials, self.recipe, self.text["content"], self.seed, self.out / "checkpoints")
-        self.clock.observe(_opening(work))
+        self.clock.observe(work.event("study", Tally.of(work.study)))
         self.controller.run(work)
         return _Searched(work, sampler)
 
@@ -289,7 +290,7 @@ class _Ladder:
         for number in range(first + len(queued), repeats + 1):
             study.enqueue_trial(params, user_attrs={"seed": self.seed + number})
         work = replace(found.work, trials=found.work.trials + repeats + 1 - first)
-        self.clock.observe(_opening(work))
+        self.clock.observe(work.event("study", Tally.of(work.study)))
         self.controller.run(work)
 
     def _study(self, phase: Phase, parents: Sequence[Study], attributes: dict[str, Any]) -> tuple[Study, TriadSampler]:
@@ -427,12 +428,6 @@ class _Searched:
     def recommend(self) -> Recommendation:
         """The surrogate's optimum."""
         return self.sampler.recommend(self.work.study)
-
-
-def _opening(work: Work) -> Event:
-    done, best, _ = counts(work.study)
-    phase = work.phase
-    return Event("study", phase.compute, phase.number, best=best, finished=done, trials=work.trials)
 
 
 def _coordinates(found: Recommendation | None) -> dict[str, float]:

@@ -11,8 +11,9 @@ from small_search import open_study
 from test_controller import expected
 
 from moe_optuna import InputError
-from moe_optuna.search._controller import Controller, Work
+from moe_optuna.search._controller import Controller
 from moe_optuna.search._lease import Leases
+from moe_optuna.search._work import Work
 
 ray = pytest.importorskip("ray", reason="the extra ray is not installed")
 
