@@ -14,6 +14,7 @@ from moe_optuna.laws._form import Form
 from moe_optuna.laws._formulas import Array
 from moe_optuna.laws._influence import influence
 from moe_optuna.laws._intervals import Profile, bootstrap_weights, profile
+from moe_optuna.laws._misfit import misfit, missed
 from moe_optuna.laws._runs import checked
 from moe_optuna.laws._solver import Problem, minimise
 from moe_optuna.laws.forms import form
@@ -99,6 +100,7 @@ def fit(
         groups=int(labels.max()) + 1,
         held_out=_held_out(wanted, table, labels, delta, min(bootstraps, 100), rng) if score else HeldOut(rows=0),
         influential=_influential(wanted, table, problem, optima_SP[0], delta, labels) if score else None,
+        misfit=misfit(table, wanted.inputs, residuals) if score else {},
         draws={name: [float(f"{v:.10g}") for v in column] for name, column in zip(names, drawn.T, strict=True)}
         if bootstraps
         else {name: [] for name in names},
@@ -226,7 +228,9 @@ def _held_out(
     features = wanted.read({name: values[outside] for name, values in table.items()})
     logs, _ = wanted.log_model(features, problem.coordinates(draws_BP))
     truth = np.log(table[wanted.target][outside])
-    low, high = log_interval(logs, float(np.sqrt((residuals**2).sum() / (len(residuals) - p))), 0.95)
+    missing = missed(misfit(inner, wanted.inputs, residuals), {name: table[name][outside] for name in wanted.inputs})
+    noise = np.hypot(missing, np.sqrt((residuals**2).sum() / (len(residuals) - p)))
+    low, high = log_interval(logs, noise, 0.95)
     error = logs[0] - truth
     return HeldOut(
         rows=int(outside.sum()),

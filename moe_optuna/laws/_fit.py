@@ -14,6 +14,7 @@ from numpy.typing import ArrayLike
 from moe_optuna.errors import InputError
 from moe_optuna.files import read_object, write_whole
 from moe_optuna.laws._formulas import Array
+from moe_optuna.laws._misfit import Curve, missed
 from moe_optuna.laws.forms import Form, form
 
 __all__ = ["Fit", "HeldOut", "log_interval"]
@@ -60,6 +61,7 @@ class Fit:
         held_out: Score on the largest runs.
         influential: The few runs without which a coefficient moves by errors of its own, with the coefficients without
             them; rows count from 1.
+        misfit: Curves that the residuals follow along an input (`misfit.Curve`): what the law misses.
         draws: Coefficients of each bootstrap fit.
     """
 
@@ -77,6 +79,7 @@ class Fit:
     groups: int
     held_out: HeldOut
     influential: dict[str, Any] | None
+    misfit: dict[str, Curve]
     draws: dict[str, list[float]] = field(repr=False)
 
     @property
@@ -92,6 +95,10 @@ class Fit:
             rows = ", ".join(str(row) for row in self.influential["rows"])
             name, shift = self.influential["coefficient"], self.influential["shift"]
             found.append(f"runs {rows} move {name} by {shift:.1f} standard errors")
+        found += [
+            f"the residuals bend along {name}: the law misses something there, and intervals are wider for it"
+            for name in self.misfit
+        ]
         return found
 
     def predict(self, columns: Mapping[str, ArrayLike]) -> Array:
@@ -101,11 +108,16 @@ class Fit:
     def interval(
         self, columns: Mapping[str, ArrayLike], *, level: float = 0.95, noise: bool = False
     ) -> tuple[Array, Array]:
-        """Interval of the law's value, or with `noise` of a run there, in the shape of the columns."""
+        """Interval of the law's value, or with `noise` of a run there, in the shape of the columns.
+
+        Where the residuals bend, what the bend comes to at the columns counts as an error of the law.
+        """
         shape = np.broadcast_shapes(*(np.shape(columns[name]) for name in self.form.inputs if name in columns))
         drawn = self.draws if next(iter(self.draws.values()), []) else {n: [v] for n, v in self.coefficients.items()}
         logs, _ = self.form.log_model(self.form.read(columns), self.form.coordinates(drawn))
-        low, high = log_interval(logs, max(self.noise, self.rmse_log) if noise else 0.0, level)
+        given = {name: np.broadcast_to(np.asarray(columns[name], float), shape).ravel() for name in self.misfit}
+        error = np.hypot(missed(self.misfit, given), max(self.noise, self.rmse_log) if noise else 0.0)
+        low, high = log_interval(logs, error, level)
         return np.exp(low).reshape(shape), np.exp(high).reshape(shape)
 
     def to_dict(self) -> dict[str, Any]:
@@ -127,6 +139,7 @@ class Fit:
             "groups": self.groups,
             "held_out": dict(vars(self.held_out)),
             "influential": self.influential,
+            "misfit": {name: list(curve) for name, curve in self.misfit.items()},
             "notes": self.notes,
             "draws": self.draws,
         }
@@ -147,6 +160,7 @@ class Fit:
             for key in ("intervals", "bootstrap_intervals"):
                 values[key] = {name: (float(low), float(high)) for name, (low, high) in data[key].items()}
             values["held_out"] = HeldOut(**data["held_out"])
+            values["misfit"] = {name: (float(a), float(b), float(c)) for name, (a, b, c) in data["misfit"].items()}
         except InputError as error:
             raise InputError(str(error), where=where) from None
         except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -167,11 +181,11 @@ class Fit:
         return cls.from_dict(read_object(path, expected="what `fit --json` prints"), where=path)
 
 
-def log_interval(logs_SN: Array, noise: float, level: float) -> tuple[Array, Array]:
-    """Quantiles ``(n,)`` over draws, widened by normal noise taken at evenly spread quantiles."""
+def log_interval(logs_SN: Array, noise: Array | float, level: float) -> tuple[Array, Array]:
+    """Quantiles ``(n,)`` over draws, widened by normal noise, a number or ``(n,)``, at evenly spread quantiles."""
     from scipy.special import ndtri
 
-    spread = ndtri((np.arange(41) + 0.5) / 41) * noise if noise else np.zeros(1)
-    blurred = (logs_SN[:, None, :] + spread[None, :, None]).reshape(-1, logs_SN.shape[1])
+    quantiles = ndtri((np.arange(41) + 0.5) / 41) if np.any(noise) else np.zeros(1)
+    blurred = (logs_SN[:, None, :] + quantiles[:, None] * noise).reshape(-1, logs_SN.shape[1])
     low, high = np.quantile(blurred, [0.5 - level / 2, 0.5 + level / 2], axis=0)
     return low, high

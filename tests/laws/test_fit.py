@@ -243,7 +243,7 @@ def test_the_same_seed_gives_the_same_fit_and_json_reads_it_back(tmp_path: Path)
     data = json.loads((tmp_path / "fit.json").read_text())
     assert {"law", "coefficients", "intervals", "rmse_log", "held_out", "rows"} <= data.keys()
     assert {"rows", "rmse_log", "coverage"} <= data["held_out"].keys()
-    for text, message in (("[]", "not an object"), ("{", "not JSON"), ('{"format": 2}', "format 2, expected 1")):
+    for text, message in (("[]", "not a JSON object"), ("{", "not JSON"), ('{"format": 2}', "format 2, expected 1")):
         (tmp_path / "bad.json").write_text(text)
         with pytest.raises(InputError, match=message):
             Fit.load(tmp_path / "bad.json")
