@@ -37,6 +37,7 @@ AXES = ("compute_density", "expansion_ratio", "d_model")
 DEVIATION = 1e-3  # decides between architectures of the same predicted loss: the nearer to the triad the better
 
 Floats = NDArray[np.float64]
+Span = tuple[float, float]
 Columns = Mapping[str, NDArray[np.int64]]
 
 
@@ -225,9 +226,20 @@ def plan(compute: float, *, laws: LadderLaws | None = None, space: SearchSpace |
         intervals=intervals,
         source=laws.source,
         space=space.name,
-        notes=(*notes, *_reach(laws, compute)),
+        notes=(*notes, *_outside(_ratios(candidates), best, bands), *_reach(laws, compute)),
         held_out=laws.held_out,
     )
+
+
+def _outside(ratios: dict[str, Floats], best: int, bands: Mapping[str, tuple[Span, ...]]) -> list[str]:
+    """Where the architecture lies outside of a band: the lattice holds nothing better at its triad."""
+    values = {axis: float(ratios[axis][best]) for axis in bands if axis in ratios}
+    return [
+        f"{axis} {value:.4g} lies outside its near-optimal band, {bands[axis][0][0]:.4g} to {bands[axis][0][1]:.4g}: "
+        "the lattice has no architecture inside that meets the triad as well"
+        for axis, value in values.items()
+        if not bands[axis][0][0] <= value <= bands[axis][0][1]
+    ]
 
 
 def _triad(space: SearchSpace, flops: float, density: float, ratio: float) -> Triad:

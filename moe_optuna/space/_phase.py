@@ -176,9 +176,9 @@ class Phase:
         """Tokens that use up the budget: D = C / M of the architecture itself, to the nearest."""
         return max(round(self.compute / architecture.non_embedding.flops_per_token), 1)
 
-    def triad_of(self, architecture: MoEArchitecture | int) -> Triad:
+    def triad_of(self, architecture: MoEArchitecture | int | np.integer) -> Triad:
         """The triad that an architecture of the lattice is held to."""
-        index = architecture if isinstance(architecture, int) else self.lattice.index(architecture)
+        index = self.lattice.index(architecture) if isinstance(architecture, MoEArchitecture) else int(architecture)
         flops, active, total = (float(target) for target in self.targets[index])
         return self.triad or Triad(flops, active, total, self.space.tolerances)
 

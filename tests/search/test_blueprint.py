@@ -148,10 +148,22 @@ def test_a_budget_without_an_architecture_says_why() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "expected"), [("[]", "expected an object"), ("{", "not JSON"), ('{"format": 1}', "not a blueprint")]
+    ("text", "expected"),
+    [("[]", "not a JSON object, expected a blueprint"), ("{", "not JSON"), ('{"format": 1}', "not a blueprint")],
 )
 def test_a_wrong_blueprint_file_is_named(tmp_path: Path, text: str, expected: str) -> None:
     path = tmp_path / "blueprint.json"
     path.write_text(text)
     with pytest.raises(InputError, match=expected):
         Blueprint.load(path)
+
+
+@pytest.mark.parametrize("high", [16384, 1200])
+def test_what_lies_outside_of_its_band_is_said(high: int) -> None:
+    text = SearchSpace.load("holistic").to_toml()
+    before, after = text.split("high = 16384", 1)
+    made = plan(3e20, space=SearchSpace.from_toml(f"{before}high = {high}{after}"))
+    low, top = made.band["d_model"]
+    inside = low <= made.architecture.d_model <= top
+    assert inside == (high == 16384)
+    assert inside == (not any("d_model" in note and "outside its near-optimal band" in note for note in made.notes))
