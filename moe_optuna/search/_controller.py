@@ -132,12 +132,11 @@ class Controller:
     def _fill(self, work: Work) -> None:
         """Give trials to idle workers."""
         for worker in self.executor.available():
-            if worker not in self._running and not self.stopping:
+            while worker not in self._running and not self.stopping:
                 run = self._next(work)
                 if run is None:
                     return
-                self._running[worker] = run
-                self._launch(work, worker)
+                self._launch(work, worker, run)
 
     def _others(self, work: Work) -> bool:
         """Whether trials are still to end that this controller does not run: another's, or one that waits for a
@@ -170,14 +169,13 @@ class Controller:
         self._note(work, f"{work.study.study_name}: nothing left to try")
         return None
 
-    def _launch(self, work: Work, worker: int) -> None:
-        run = self._running[worker]
+    def _launch(self, work: Work, worker: int, run: Run) -> None:
         self._tell("start", work, run)
         if run.steps and run.prunes(work.seed):  # decided before, and not told: the controller died in between
-            del self._running[worker]
             run.verdict = "pruned"
             self._finish(work, run, {})
             return
+        self._running[worker] = run
         self.executor.send(worker, {"run": run.task})
 
     def _handle(self, work: Work, worker: int, message: Message) -> None:
