@@ -21,12 +21,14 @@ from moe_optuna.samplers import _compat
 from moe_optuna.samplers._belief import Belief, Parent
 from moe_optuna.samplers._design import fill
 from moe_optuna.samplers._features import Features
+from moe_optuna.samplers._forecast import Forecast
 from moe_optuna.samplers._history import History
 
 if TYPE_CHECKING:
     from optuna.study import Study
     from optuna.trial import FrozenTrial
 
+    from moe_optuna.laws import LadderLaws
     from moe_optuna.space import Phase
 
 __all__ = ["Recommendation", "TriadSampler"]
@@ -82,6 +84,8 @@ class TriadSampler(BaseSampler):
         phase: What to search.
         parents: Studies of the same phase at other budgets, each with its budget in FLOPs in the user attribute
             `compute`. They are read where they are, at every call, and never copied.
+        laws: Those of an earlier search (`LadderLaws`, its laws.json), or the published ones: without parents, the
+            first trials are the optimum that they predict and the edges of its band. What is found then counts alone.
         seed: Seed of everything random here.
         n_startup: Trials before the surrogate chooses; by default 2 for each axis and 1, or without a start where
             parents tell enough.
@@ -93,12 +97,14 @@ class TriadSampler(BaseSampler):
         phase: Phase,
         *,
         parents: Sequence[Study] = (),
+        laws: LadderLaws | None = None,
         seed: int | None = None,
         n_startup: int | None = None,
         independent_sampler: BaseSampler | None = None,
     ) -> None:
         self._phase = phase
         self._parents = parents
+        self._forecast = Forecast(laws, phase) if laws is not None else None
         self._seed = seed
         self._n_startup = n_startup
         self._independent_sampler = independent_sampler or RandomSampler(seed=seed)
@@ -233,7 +239,10 @@ class TriadSampler(BaseSampler):
             open_ = ~failed if not failed.all() else ~open_
             _logger.warning(f"Trial {trial.number} repeats an architecture: all that it may propose have been.")
         allowed = meant[open_]
-        index = belief.choose(history, allowed)
+        begun = len(history.taken)
+        index = self._forecast.choose(begun, allowed) if self._forecast is not None and not self._parents else None
+        if index is None:
+            index = belief.choose(history, allowed)
         if index is None:
             index = fill(self._phase.unit, allowed, np.array(sorted(taken), dtype=np.intp), random)
         return int(sources[meant == index][0]), index, new

@@ -1,0 +1,55 @@
+"""The first proposals of a study whose optimum another search's laws foretell."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from moe_optuna.errors import InputError
+
+if TYPE_CHECKING:
+    from moe_optuna.laws import LadderLaws
+    from moe_optuna.space import Phase
+
+__all__ = ["Forecast"]
+
+Indices = NDArray[np.intp]
+
+_NEAR_EDGE = 4  # architectures nearest to an edge of the band, of which the best is run
+
+
+class Forecast:
+    """The predicted optimum, then, axis by axis, the best architecture near each edge of its band.
+
+    Args:
+        laws: What foretells.
+        phase: Whose lattice.
+
+    Raises:
+        InputError: Where the laws know none of the phase's axes.
+    """
+
+    def __init__(self, laws: LadderLaws, phase: Phase) -> None:
+        if phase.number not in laws.phases:
+            known = ", ".join(map(str, sorted(laws.phases)))
+            raise InputError(f"none of phase {phase.number}, expected those of a search of it; these are of {known}",
+                             where="laws")  # fmt: skip
+        arrays = {name: np.maximum(column, 1).astype(float) for name, column in phase.lattice.arrays.items()}
+        arrays["compute_density"] = arrays["flops_per_token"] / arrays["active_params"]
+        arrays["expansion_ratio"] = arrays["total_params"] / arrays["active_params"]
+        axes = [axis.name for axis in laws.phases[phase.number].axes if axis.name in arrays]
+        self._excess = laws.excess(phase.compute, {name: arrays[name] for name in axes})[0]
+        self._edges = [
+            np.abs(np.log(arrays[name] / edge)) for name in axes for edge in laws.band(name, phase.compute)[0]
+        ]
+
+    def choose(self, begun: int, allowed: Indices) -> int | None:
+        """The proposal after `begun` others, out of `allowed` (a,); ``None`` where the laws say no more."""
+        if not begun:
+            return int(allowed[np.argmin(self._excess[allowed])])
+        if begun > len(self._edges):
+            return None
+        near = np.argsort(self._edges[begun - 1][allowed], kind="stable")[:_NEAR_EDGE]
+        return int(allowed[near[np.argmin(self._excess[allowed[near]])]])
