@@ -27,7 +27,7 @@ from moe_optuna.training.attention import Attention, rotary_table
 from moe_optuna.training.experts import Experts
 from moe_optuna.training.kernels import apply, rms_norm, swiglu
 from moe_optuna.training.router import RoutingRule, TopKRouter
-from moe_optuna.training.sublayers import AttentionSublayer, DenseSublayer, MoESublayer
+from moe_optuna.training.sublayers import AttentionSublayer, DenseSublayer, HeadLoss, MoESublayer
 
 __all__ = ["MoELanguageModel"]
 
@@ -146,21 +146,27 @@ class MoELanguageModel(nn.Module):
 
     def forward(self, token_BS: Tensor) -> tuple[Tensor, Tensor]:
         """Logits (B, S, V) of the next token, and the routers' losses added up (a scalar)."""
-        B, S = token_BS.shape
-        x_TD = self.embedding(token_BS.flatten())
-        losses = []
-        for layer in self.layers:
-            x_TD, loss = layer(x_TD, B, self.rotary)
-            if loss is not None:
-                losses.append(loss)
-        logits_TV = self.head(self.norm(x_TD))
-        total = torch.stack(losses).sum() if losses else logits_TV.new_zeros(())
-        return logits_TV.view(B, S, -1), total
+        x_TD, router_loss = self._layers(token_BS)
+        return self.head(self.norm(x_TD)).view(*token_BS.shape, -1), router_loss
 
     def loss(self, token_BS: Tensor, target_BS: Tensor) -> tuple[Tensor, Tensor]:
         """Mean cross-entropy [nats per token] of the targets, and the routers' losses."""
-        logits, router_loss = self(token_BS)
-        return F.cross_entropy(logits.flatten(0, 1).float(), target_BS.flatten()), router_loss
+        x_TD, router_loss = self._layers(token_BS)
+        if self.head.bias is None and self.layers[0].can_fuse(x_TD):
+            return apply(HeadLoss, x_TD, self.norm.gain, self.head.weight, target_BS.flatten()), router_loss
+        logits_TV = self.head(self.norm(x_TD))
+        precise = torch.promote_types(logits_TV.dtype, torch.float32)
+        return F.cross_entropy(logits_TV.to(precise), target_BS.flatten()), router_loss
+
+    def _layers(self, token_BS: Tensor) -> tuple[Tensor, Tensor]:
+        """The last layer's output (T, D), and the routers' losses added up."""
+        x_TD = self.embedding(token_BS.flatten())
+        losses = []
+        for layer in self.layers:
+            x_TD, loss = layer(x_TD, len(token_BS), self.rotary)
+            if loss is not None:
+                losses.append(loss)
+        return x_TD, torch.stack(losses).sum() if losses else x_TD.new_zeros(())
 
     def routers(self) -> Iterator[tuple[int, TopKRouter]]:
         """Pairs of a layer's index and its router."""

@@ -1,0 +1,466 @@
+/* The operations of a step on a CPU, each in one pass: forward, and backward written out.
+
+   float32, row-major, contiguous. Matrix products are BLAS', whose `sgemm` the loader hands over (`use_gemm`); what
+   lies between them is here. The same in torch's operations: `plain.py`, to which tests hold every function.
+
+   Shapes: B sequences, S context, T = B S tokens, D model width, H query heads, G key and value heads, C head features,
+   E experts, K experts a token, R = T K rows sorted by expert, F hidden width, V vocabulary. */
+
+#include <math.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define PARALLEL _Pragma("omp parallel num_threads(threads) if (threads > 1)")
+#define FOR _Pragma("omp for schedule(static)")
+#define FOR_UNEQUAL _Pragma("omp for schedule(dynamic, 1)")
+#define SIMD _Pragma("omp simd")
+#define SIMD_SUM(s) _Pragma(SIMD_TEXT(omp simd reduction(+ : s)))
+#define SIMD_MAX(s) _Pragma(SIMD_TEXT(omp simd reduction(max : s)))
+#define SIMD_TEXT(text) #text
+
+enum { BLOCK = 64, ROWS = 256 }; /* queries, and rows of an expert, that are worked on while they lie in the cache */
+
+typedef void (*Gemm)(const char *, const char *, const int *, const int *, const int *, const float *, const float *,
+                     const int *, const float *, const int *, const float *, float *, const int *);
+static Gemm gemm;
+
+void use_gemm(void *function) { gemm = (Gemm)function; }
+
+/* c (m, n) = alpha a b + beta c, where 'T' says that a lies as (k, m), or b as (n, k). */
+static void product(char ta, char tb, int m, int n, int k, float alpha, const float *a, int lda, const float *b,
+                    int ldb, float beta, float *c, int ldc) {
+    gemm(&tb, &ta, &n, &m, &k, &alpha, b, &ldb, a, &lda, &beta, c, &ldc);
+}
+
+static float *numbers(size_t n) {
+    void *memory = NULL;
+    return posix_memalign(&memory, 64, (n ? n : 1) * sizeof(float)) ? NULL : memory;
+}
+
+/* exp to 2 ulp (Cephes' polynomial); unlike the library's it becomes vector instructions. NaN stays NaN. */
+static inline float exponential(float x) {
+    x = x < -87.0f ? -87.0f : x;
+    x = x > 88.0f ? 88.0f : x;
+    float n = rintf(x * 1.44269504088896341f);
+    float r = (x - n * 0.693359375f) + n * 2.12194440e-4f;
+    float p = 1.9875691500e-4f;
+    p = p * r + 1.3981999507e-3f;
+    p = p * r + 8.3334519073e-3f;
+    p = p * r + 4.1665795894e-2f;
+    p = p * r + 1.6666665459e-1f;
+    p = p * r + 5.0000001201e-1f;
+    p = p * r * r + r + 1.0f;
+    union { int32_t i; float f; } power = {((int32_t)n + 127) << 23};
+    return p * power.f;
+}
+
+static inline float logistic(float x) { return 1.0f / (1.0f + exponential(-x)); }
+
+/* Sums over threads, in their order: the same bits every time. */
+static void add_parts(int parts, int n, const float *part, float *sum) {
+    for (int i = 0; i < n; i++) {
+        float s = 0;
+        for (int p = 0; p < parts; p++) s += part[(size_t)p * n + i];
+        sum[i] = s;
+    }
+}
+
+/* ---- norm: y = x / sqrt(mean(x^2)) * gain */
+
+void rms_forward(int T, int D, const float *x, const float *gain, float *y, float *inverse, int threads) {
+    PARALLEL FOR for (int t = 0; t < T; t++) {
+        const float *row = x + (size_t)t * D;
+        float *out = y + (size_t)t * D, s = 0;
+        SIMD_SUM(s) for (int i = 0; i < D; i++) s += row[i] * row[i];
+        float r = inverse[t] = 1.0f / sqrtf(s / D);
+        SIMD for (int i = 0; i < D; i++) out[i] = row[i] * r * gain[i];
+    }
+}
+
+/* dx = residual + the gradient through the norm. */
+void rms_backward(int T, int D, const float *x, const float *gain, const float *inverse, const float *dy,
+                  const float *residual, float *dx, float *dgain, int threads) {
+    float *part = numbers((size_t)threads * D);
+    memset(part, 0, (size_t)threads * D * sizeof(float));
+    int chunk = (T + threads - 1) / threads;
+    PARALLEL FOR for (int p = 0; p < threads; p++) {
+        float *sum = part + (size_t)p * D;
+        int last = (p + 1) * chunk < T ? (p + 1) * chunk : T;
+        for (int t = p * chunk; t < last; t++) {
+            const float *row = x + (size_t)t * D, *up = dy + (size_t)t * D, *rest = residual + (size_t)t * D;
+            float *out = dx + (size_t)t * D, r = inverse[t], s = 0;
+            SIMD_SUM(s) for (int i = 0; i < D; i++) s += up[i] * gain[i] * row[i];
+            float along = s * r * r * r / D;
+            SIMD for (int i = 0; i < D; i++) {
+                sum[i] += up[i] * row[i] * r;
+                out[i] = rest[i] + up[i] * gain[i] * r - row[i] * along;
+            }
+        }
+    }
+    add_parts(threads, D, part, dgain);
+    free(part);
+}
+
+/* ---- attention: queries and keys normed (where there are gains) and turned by their position, softmax, values */
+
+/* One head's features, in place of which `out` may lie: turned by (cos, sin) pairs. */
+static void turn(int C, const float *x, const float *pair, float *out) {
+    SIMD for (int j = 0; j < C / 2; j++) {
+        float a = x[2 * j], b = x[2 * j + 1];
+        out[2 * j] = a * pair[2 * j] - b * pair[2 * j + 1];
+        out[2 * j + 1] = a * pair[2 * j + 1] + b * pair[2 * j];
+    }
+}
+
+static void turn_back(int C, const float *x, const float *pair, float *out) {
+    SIMD for (int j = 0; j < C / 2; j++) {
+        float a = x[2 * j], b = x[2 * j + 1];
+        out[2 * j] = a * pair[2 * j] + b * pair[2 * j + 1];
+        out[2 * j + 1] = b * pair[2 * j] - a * pair[2 * j + 1];
+    }
+}
+
+/* scores[r][j] = exp(q k / sqrt(C) - lse) for keys j up to the query first + r, 0 for the later ones of the block;
+   without `lse` known it is the softmax, and written. */
+static void probabilities(int m, int n, int first, int S, float *scores, float *lse, int known) {
+    for (int r = 0; r < m; r++) {
+        float *row = scores + (size_t)r * S;
+        int seen = first + r + 1;
+        if (known) {
+            float shift = lse[r];
+            SIMD for (int j = 0; j < seen; j++) row[j] = exponential(row[j] - shift);
+        } else {
+            float most = row[0], s = 0;
+            SIMD_MAX(most) for (int j = 1; j < seen; j++) most = row[j] > most ? row[j] : most;
+            SIMD_SUM(s) for (int j = 0; j < seen; j++) s += row[j] = exponential(row[j] - most);
+            lse[r] = most + logf(s);
+            float scale = 1.0f / s;
+            SIMD for (int j = 0; j < seen; j++) row[j] *= scale;
+        }
+        for (int j = seen; j < n; j++) row[j] = 0;
+    }
+}
+
+/* qkv (T, (H + 2G) C); qk (T, (H + G) C) and inverse (T, H + G) are kept for the backward pass, as is lse (B, H, S). */
+void attention_forward(int B, int S, int H, int G, int C, const float *qkv, const float *query_gain,
+                       const float *key_gain, const float *table, float *qk, float *inverse, float *y, float *lse,
+                       int threads) {
+    int ld = (H + G) * C, ld_qkv = (H + 2 * G) * C;
+    float scale = 1.0f / sqrtf(C);
+    PARALLEL {
+        float *scores = numbers((size_t)BLOCK * S);
+        FOR for (int t = 0; t < B * S; t++) for (int h = 0; h < H + G; h++) {
+            const float *x = qkv + (size_t)t * ld_qkv + h * C, *gain = h < H ? query_gain : key_gain;
+            float *out = qk + (size_t)t * ld + h * C;
+            if (gain) {
+                float s = 0;
+                SIMD_SUM(s) for (int i = 0; i < C; i++) s += x[i] * x[i];
+                float r = inverse[(size_t)t * (H + G) + h] = 1.0f / sqrtf(s / C);
+                SIMD for (int i = 0; i < C; i++) out[i] = x[i] * r * gain[i];
+                x = out;
+            }
+            turn(C, x, table + (size_t)(t % S) * ld, out);
+        }
+        FOR for (int unit = 0; unit < B * H; unit++) {
+            int b = unit / H, h = unit % H, g = h / (H / G);
+            const float *q = qk + (size_t)b * S * ld + h * C, *k = qk + (size_t)b * S * ld + (H + g) * C;
+            const float *v = qkv + (size_t)b * S * ld_qkv + (H + G + g) * C;
+            for (int first = 0; first < S; first += BLOCK) {
+                int m = S - first < BLOCK ? S - first : BLOCK, n = first + m;
+                product('N', 'T', m, n, C, scale, q + (size_t)first * ld, ld, k, ld, 0, scores, S);
+                probabilities(m, n, first, S, scores, lse + (size_t)unit * S + first, 0);
+                product('N', 'N', m, C, n, 1, scores, S, v, ld_qkv, 0, y + ((size_t)b * S + first) * H * C + h * C,
+                        H * C);
+            }
+        }
+        free(scores);
+    }
+}
+
+void attention_backward(int B, int S, int H, int G, int C, const float *qkv, const float *query_gain,
+                        const float *key_gain, const float *table, const float *qk, const float *inverse,
+                        const float *y, float *lse, const float *dy, float *dqkv, float *dquery_gain, float *dkey_gain,
+                        int threads) {
+    int ld = (H + G) * C, ld_qkv = (H + 2 * G) * C, T = B * S, chunk = (T + threads - 1) / threads;
+    float scale = 1.0f / sqrtf(C), *part = numbers((size_t)threads * 2 * C), *sums = numbers(2 * C);
+    memset(part, 0, (size_t)threads * 2 * C * sizeof(float));
+    PARALLEL {
+        float *p = numbers((size_t)BLOCK * S), *dp = numbers((size_t)BLOCK * S);
+        FOR for (int unit = 0; unit < B * G; unit++) {
+            int b = unit / G, g = unit % G;
+            const float *k = qk + (size_t)b * S * ld + (H + g) * C, *v = qkv + (size_t)b * S * ld_qkv + (H + G + g) * C;
+            float *dk = dqkv + (size_t)b * S * ld_qkv + (H + g) * C, *dv = dk + G * C;
+            for (int s = 0; s < S; s++) {
+                memset(dk + (size_t)s * ld_qkv, 0, C * sizeof(float));
+                memset(dv + (size_t)s * ld_qkv, 0, C * sizeof(float));
+            }
+            for (int h = g * (H / G); h < (g + 1) * (H / G); h++) for (int first = 0; first < S; first += BLOCK) {
+                int m = S - first < BLOCK ? S - first : BLOCK, n = first + m;
+                size_t row = (size_t)b * S + first;
+                const float *q = qk + row * ld + h * C, *up = dy + row * H * C + h * C, *out = y + row * H * C + h * C;
+                product('N', 'T', m, n, C, scale, q, ld, k, ld, 0, p, S);
+                probabilities(m, n, first, S, p, lse + ((size_t)b * H + h) * S + first, 1);
+                product('N', 'T', m, n, C, 1, up, H * C, v, ld_qkv, 0, dp, S);
+                product('T', 'N', n, C, m, 1, p, S, up, H * C, 1, dv, ld_qkv);
+                for (int r = 0; r < m; r++) {
+                    float along = 0, *pr = p + (size_t)r * S, *dpr = dp + (size_t)r * S;
+                    SIMD_SUM(along) for (int i = 0; i < C; i++) along += up[r * H * C + i] * out[r * H * C + i];
+                    SIMD for (int j = 0; j < n; j++) dpr[j] = pr[j] * (dpr[j] - along) * scale;
+                }
+                product('N', 'N', m, C, n, 1, dp, S, k, ld, 0, dqkv + row * ld_qkv + h * C, ld_qkv);
+                product('T', 'N', n, C, m, 1, dp, S, q, ld, 1, dk, ld_qkv);
+            }
+        }
+        FOR for (int thread = 0; thread < threads; thread++) {
+            int last = (thread + 1) * chunk < T ? (thread + 1) * chunk : T;
+            for (int t = thread * chunk; t < last; t++) for (int h = 0; h < H + G; h++) {
+                const float *x = qkv + (size_t)t * ld_qkv + h * C, *gain = h < H ? query_gain : key_gain;
+                float *dx = dqkv + (size_t)t * ld_qkv + h * C, s = 0;
+                turn_back(C, dx, table + (size_t)(t % S) * ld, dx);
+                if (!gain) continue;
+                float *sum = part + (size_t)thread * 2 * C + (h < H ? 0 : C), r = inverse[(size_t)t * (H + G) + h];
+                SIMD_SUM(s) for (int i = 0; i < C; i++) s += dx[i] * gain[i] * x[i];
+                float along = s * r * r * r / C;
+                SIMD for (int i = 0; i < C; i++) {
+                    sum[i] += dx[i] * x[i] * r;
+                    dx[i] = dx[i] * gain[i] * r - x[i] * along;
+                }
+            }
+        }
+        free(p);
+        free(dp);
+    }
+    if (query_gain) {
+        add_parts(threads, 2 * C, part, sums);
+        memcpy(dquery_gain, sums, C * sizeof(float));
+        memcpy(dkey_gain, sums + C, C * sizeof(float));
+    }
+    free(part);
+    free(sums);
+}
+
+/* ---- SwiGLU: silu(gate) * up * weight, of gate and up side by side (n, 2F) */
+
+static void swiglu_row(int F, const float *gate, float weight, float *hidden) {
+    SIMD for (int i = 0; i < F; i++) hidden[i] = gate[i] * logistic(gate[i]) * gate[F + i] * weight;
+}
+
+/* Gradients of gate, up and (returned) weight, of that of hidden. */
+static float swiglu_row_backward(int F, const float *gate, float weight, const float *dhidden, float *dgate) {
+    float dweight = 0;
+    SIMD_SUM(dweight) for (int i = 0; i < F; i++) {
+        float sigmoid = logistic(gate[i]), silu = gate[i] * sigmoid, up = gate[F + i], d = dhidden[i];
+        dweight += d * silu * up;
+        dgate[i] = d * weight * up * (sigmoid + silu * (1.0f - sigmoid));
+        dgate[F + i] = d * weight * silu;
+    }
+    return dweight;
+}
+
+void swiglu_forward(int n, int F, const float *gate_up, float *hidden, int threads) {
+    PARALLEL FOR for (int r = 0; r < n; r++) swiglu_row(F, gate_up + (size_t)r * 2 * F, 1, hidden + (size_t)r * F);
+}
+
+void swiglu_backward(int n, int F, const float *gate_up, const float *dhidden, float *dgate_up, int threads) {
+    PARALLEL FOR for (int r = 0; r < n; r++)
+        swiglu_row_backward(F, gate_up + (size_t)r * 2 * F, 1, dhidden + (size_t)r * F, dgate_up + (size_t)r * 2 * F);
+}
+
+/* ---- routing: scores, the K best with the bias, weights that add up to 1, losses; and the rows sorted by expert */
+
+/* visit (R): the visit that each row holds; place (T, K): the row of each visit; end (E): row after an expert's last. */
+void route_forward(int T, int E, int K, int B, int softmax, float balance, float z, const float *logits,
+                   const float *bias, float *score, int *expert, float *weight, float *sum, float *total, float *lse,
+                   float *weigh, float *count, float *loss, int *visit, int *place, int *end, int threads) {
+    int S = T / B;
+    PARALLEL {
+        float *best = numbers(K);
+        FOR for (int t = 0; t < T; t++) {
+            const float *l = logits + (size_t)t * E;
+            float *s = score + (size_t)t * E, most = l[0], exponents = 0, all = 0;
+            int *chosen = expert + (size_t)t * K;
+            if (softmax || z != 0) {
+                SIMD_MAX(most) for (int e = 1; e < E; e++) most = l[e] > most ? l[e] : most;
+                SIMD_SUM(exponents) for (int e = 0; e < E; e++) exponents += s[e] = exponential(l[e] - most);
+                lse[t] = most + logf(exponents);
+            } else lse[t] = 0;
+            if (softmax) SIMD for (int e = 0; e < E; e++) s[e] /= exponents;
+            else SIMD for (int e = 0; e < E; e++) s[e] = logistic(l[e]);
+            SIMD_SUM(all) for (int e = 0; e < E; e++) all += s[e];
+            total[t] = all;
+            for (int e = 0; e < E; e++) { /* insertion into the K best so far */
+                float value = s[e] + bias[e];
+                int at = e < K ? e : K;
+                if (at == K && !(value > best[K - 1])) continue;
+                for (at = at == K ? K - 1 : at; at > 0 && value > best[at - 1]; at--)
+                    best[at] = best[at - 1], chosen[at] = chosen[at - 1];
+                best[at] = value, chosen[at] = e;
+            }
+            float chosen_sum = 1e-20f;
+            for (int k = 0; k < K; k++) chosen_sum += s[chosen[k]];
+            sum[t] = chosen_sum;
+            for (int k = 0; k < K; k++) weight[(size_t)t * K + k] = s[chosen[k]] / chosen_sum;
+        }
+        free(best);
+    }
+    memset(weigh, 0, (size_t)B * E * sizeof(float));
+    memset(count, 0, E * sizeof(float));
+    for (int r = 0; r < T * K; r++) weigh[(size_t)(r / (S * K)) * E + expert[r]] += 1;
+    for (int b = 0; b < B; b++) for (int e = 0; e < E; e++) count[e] += weigh[(size_t)b * E + e];
+    for (int e = 0, row = 0; e < E; e++) {
+        end[e] = row; /* first the start, which moves to the end as rows are placed */
+        row += (int)count[e];
+    }
+    for (int r = 0; r < T * K; r++) visit[place[r] = end[expert[r]]++] = r;
+    double balancing = 0, squares = 0;
+    float scale = balance * E * B / ((float)K * T * T);
+    for (int i = 0; i < B * E; i++) weigh[i] *= scale;
+    for (int t = 0; t < T; t++) {
+        const float *s = score + (size_t)t * E, *w = weigh + (size_t)(t / S) * E;
+        float along = 0;
+        SIMD_SUM(along) for (int e = 0; e < E; e++) along += w[e] * s[e];
+        balancing += along / total[t];
+        squares += (double)lse[t] * lse[t];
+    }
+    *loss = (float)(balancing + z / T * squares);
+}
+
+void route_backward(int T, int E, int K, int B, int softmax, float z, const float *logits, const float *score,
+                    const int *expert, const float *weight, const float *sum, const float *total, const float *lse,
+                    const float *weigh, const float *dweight, const float *dloss, float *dlogits, int threads) {
+    int S = T / B;
+    PARALLEL FOR for (int t = 0; t < T; t++) {
+        const float *l = logits + (size_t)t * E, *s = score + (size_t)t * E, *w = weigh + (size_t)(t / S) * E;
+        const float *dw = dweight + (size_t)t * K;
+        float *d = dlogits + (size_t)t * E, mean = 0, along = 0, over = 0;
+        SIMD_SUM(mean) for (int e = 0; e < E; e++) mean += w[e] * s[e];
+        mean /= total[t];
+        SIMD for (int e = 0; e < E; e++) d[e] = *dloss * (w[e] - mean) / total[t];
+        for (int k = 0; k < K; k++) along += dw[k] * weight[(size_t)t * K + k];
+        for (int k = 0; k < K; k++) d[expert[(size_t)t * K + k]] += (dw[k] - along) / sum[t];
+        if (softmax) {
+            SIMD_SUM(over) for (int e = 0; e < E; e++) over += d[e] * s[e];
+            SIMD for (int e = 0; e < E; e++) d[e] = s[e] * (d[e] - over);
+        } else SIMD for (int e = 0; e < E; e++) d[e] *= s[e] * (1.0f - s[e]);
+        float slope = *dloss * lse[t] * 2 * z / T;
+        if (z != 0) SIMD for (int e = 0; e < E; e++) d[e] += exponential(l[e] - lse[t]) * slope;
+    }
+}
+
+/* ---- experts: gather, gate and up, SwiGLU times the visit's weight, down, and the sum over a token's visits */
+
+/* out[t] = base[t] + the sum of the token's rows; without a base the sum alone. */
+static void sum_rows(int T, int K, int D, const float *y, const int *place, const float *base, float *out,
+                     int threads) {
+    PARALLEL FOR for (int t = 0; t < T; t++) {
+        float *o = out + (size_t)t * D;
+        const float *first = y + (size_t)place[(size_t)t * K] * D;
+        if (base) SIMD for (int i = 0; i < D; i++) o[i] = base[(size_t)t * D + i] + first[i];
+        else memcpy(o, first, D * sizeof(float));
+        for (int k = 1; k < K; k++) {
+            const float *row = y + (size_t)place[(size_t)t * K + k] * D;
+            SIMD for (int i = 0; i < D; i++) o[i] += row[i];
+        }
+    }
+}
+
+/* gate_up (R, 2F) is kept for the backward pass; out = base + the experts' output. */
+void experts_forward(int T, int K, int E, int D, int F, const float *x, const float *gate_up_weight,
+                     const float *down_weight, const float *weight, const int *visit, const int *place, const int *end,
+                     const float *base, float *gate_up, float *out, int threads) {
+    float *y = numbers((size_t)T * K * D);
+    PARALLEL {
+        float *rows = numbers((size_t)ROWS * D), *hidden = numbers((size_t)ROWS * F);
+        FOR_UNEQUAL for (int e = 0; e < E; e++) {
+            const float *w_in = gate_up_weight + (size_t)e * 2 * F * D, *w_out = down_weight + (size_t)e * D * F;
+            for (int first = e ? end[e - 1] : 0; first < end[e]; first += ROWS) {
+                int n = end[e] - first < ROWS ? end[e] - first : ROWS;
+                float *gates = gate_up + (size_t)first * 2 * F;
+                for (int r = 0; r < n; r++)
+                    memcpy(rows + (size_t)r * D, x + (size_t)(visit[first + r] / K) * D, D * sizeof(float));
+                product('N', 'T', n, 2 * F, D, 1, rows, D, w_in, D, 0, gates, 2 * F);
+                for (int r = 0; r < n; r++)
+                    swiglu_row(F, gates + (size_t)r * 2 * F, weight[visit[first + r]], hidden + (size_t)r * F);
+                product('N', 'T', n, D, F, 1, hidden, F, w_out, F, 0, y + (size_t)first * D, D);
+            }
+        }
+        free(rows);
+        free(hidden);
+    }
+    sum_rows(T, K, D, y, place, base, out, threads);
+    free(y);
+}
+
+void experts_backward(int T, int K, int E, int D, int F, const float *x, const float *gate_up_weight,
+                      const float *down_weight, const float *weight, const int *visit, const int *place,
+                      const int *end, const float *gate_up, const float *dy, float *dx, float *dgate_up_weight,
+                      float *ddown_weight, float *dweight, int threads) {
+    float *dx_rows = numbers((size_t)T * K * D);
+    PARALLEL {
+        float *rows = numbers((size_t)ROWS * D), *up = numbers((size_t)ROWS * D), *hidden = numbers((size_t)ROWS * F);
+        float *dhidden = numbers((size_t)ROWS * F), *dgates = numbers((size_t)ROWS * 2 * F);
+        FOR_UNEQUAL for (int e = 0; e < E; e++) {
+            const float *w_in = gate_up_weight + (size_t)e * 2 * F * D, *w_out = down_weight + (size_t)e * D * F;
+            float *dw_in = dgate_up_weight + (size_t)e * 2 * F * D, *dw_out = ddown_weight + (size_t)e * D * F;
+            int begin = e ? end[e - 1] : 0;
+            if (begin == end[e]) {
+                memset(dw_in, 0, (size_t)2 * F * D * sizeof(float));
+                memset(dw_out, 0, (size_t)D * F * sizeof(float));
+            }
+            for (int first = begin; first < end[e]; first += ROWS) {
+                int n = end[e] - first < ROWS ? end[e] - first : ROWS;
+                float more = first > begin;
+                const float *gates = gate_up + (size_t)first * 2 * F;
+                for (int r = 0; r < n; r++) {
+                    size_t token = visit[first + r] / K;
+                    memcpy(rows + (size_t)r * D, x + token * D, D * sizeof(float));
+                    memcpy(up + (size_t)r * D, dy + token * D, D * sizeof(float));
+                    swiglu_row(F, gates + (size_t)r * 2 * F, weight[visit[first + r]], hidden + (size_t)r * F);
+                }
+                product('T', 'N', D, F, n, 1, up, D, hidden, F, more, dw_out, F);
+                product('N', 'N', n, F, D, 1, up, D, w_out, F, 0, dhidden, F);
+                for (int r = 0; r < n; r++) {
+                    int v = visit[first + r];
+                    dweight[v] = swiglu_row_backward(F, gates + (size_t)r * 2 * F, weight[v], dhidden + (size_t)r * F,
+                                                     dgates + (size_t)r * 2 * F);
+                }
+                product('T', 'N', 2 * F, D, n, 1, dgates, 2 * F, rows, D, more, dw_in, D);
+                product('N', 'N', n, D, 2 * F, 1, dgates, 2 * F, w_in, D, 0, dx_rows + (size_t)first * D, D);
+            }
+        }
+        free(rows);
+        free(up);
+        free(hidden);
+        free(dhidden);
+        free(dgates);
+    }
+    sum_rows(T, K, D, dx_rows, place, NULL, dx, threads);
+    free(dx_rows);
+}
+
+/* ---- cross-entropy: mean over tokens, in nats */
+
+void entropy_forward(int T, int V, const float *logits, const int64_t *target, float *lse, float *loss, int threads) {
+    PARALLEL FOR for (int t = 0; t < T; t++) {
+        const float *l = logits + (size_t)t * V;
+        float most = l[0], s = 0;
+        SIMD_MAX(most) for (int v = 1; v < V; v++) most = l[v] > most ? l[v] : most;
+        SIMD_SUM(s) for (int v = 0; v < V; v++) s += exponential(l[v] - most);
+        lse[t] = most + logf(s);
+    }
+    double sum = 0;
+    for (int t = 0; t < T; t++) sum += lse[t] - logits[(size_t)t * V + target[t]];
+    *loss = (float)(sum / T);
+}
+
+void entropy_backward(int T, int V, const float *logits, const int64_t *target, const float *lse, const float *dloss,
+                      float *dlogits, int threads) {
+    float scale = *dloss / T;
+    PARALLEL FOR for (int t = 0; t < T; t++) {
+        const float *l = logits + (size_t)t * V;
+        float *d = dlogits + (size_t)t * V, shift = lse[t];
+        SIMD for (int v = 0; v < V; v++) d[v] = exponential(l[v] - shift) * scale;
+        d[target[t]] -= scale;
+    }
+}
