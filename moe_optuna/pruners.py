@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -24,6 +25,16 @@ __all__ = ["BandPruner", "Forecast", "forecast"]
 Array = NDArray[np.float64]
 Curve = Mapping[int, float]
 """Losses [nats per token] by step, as in `FrozenTrial.intermediate_values`."""
+Run = tuple[Curve, float]
+"""A finished training: its curve and its final loss."""
+SPREAD = 0.015
+"""How far final losses scatter about what the first report says, in log loss, before there are data."""
+SLOPES = 0.25
+"""How far slopes may lie from where they are held."""
+DEGREES = 3.0
+"""What `SPREAD` weighs, in trials."""
+PARENTS = 30
+"""What the parents weigh at most, in trials."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,53 +65,69 @@ class Forecast:
         return self.loss * math.exp(-reach), self.loss * math.exp(reach)
 
 
-def forecast(running: Curve, finished: Sequence[tuple[Curve, float]]) -> Forecast | None:
+def forecast(running: Curve, finished: Sequence[Run], parents: Sequence[Sequence[Run]] = ()) -> Forecast | None:
     """Predict where a curve ends, from the curves of finished trials on the same grid.
 
-    What a finished trial still gained after the step s, ``log final - log loss(s)``, is regressed on three features of
-    its curve up to s, standardised: the loss at s, how far it lies off the mean of the last three, how far these lie
-    below the mean of the first half. Conjugate Bayesian regression with slopes shrunk towards 0, so that two curves
-    give the mean gain with a wide interval and many give a hyperplane with a narrow one (Gelman et al., Bayesian Data
-    Analysis, chapter 14).
+    What is common to the trials of a study, the fall of the learning rate at the end above all, is in every curve;
+    what differs is forecast from how the curves differ at the running one's last step s. Over the trials i of a study
+    ::
+
+        log final_i = a + b x_i + c (m_i - x_i) + e_i,        e_i ~ Normal(0, variance)
+
+    with x the log loss at s and m its mean over the last three reports. Slopes and variance are shared with the
+    parents, whose trials count as one each, `PARENTS` at most; `a` is a study's own, so that its level may be
+    anything. A gap at s is partly luck, the more the earlier: b is held near the root of the share of the grid that is
+    done, c near 0, the variance near a spread that vanishes towards the end (`SPREAD`), and with few trials they stay
+    there. Given these, Bayesian linear regression (Gelman et al., Bayesian Data Analysis, chapter 14).
 
     Args:
         running: Losses reported so far.
-        finished: Curves of finished trials, each with its final loss.
+        finished: Curves of finished trials of the same study, each with its final loss.
+        parents: The same of studies at other budgets or of other phases, by study.
 
     Returns:
-        The forecast, or ``None`` where fewer than two finished curves have all of the running one's steps.
+        The forecast, or ``None`` where fewer than two finished curves have the running one's last step.
     """
-    if not running:
+    if not running or not _positive(*running.values()):
         return None
-    steps = sorted(running)
+    step = max(running)
+    own = _table(finished, step)
+    if len(own) < 2:
+        return None
+    level = own.mean(0)
+    point = _features(running, step) - level[:2]
+    tables = [table for parent in parents if len(table := _table(parent, step)) > 1]
+    weight = min(1.0, PARENTS / max(1, sum(map(len, tables))))
+    groups = [(own, 1.0), *((table, weight) for table in tables)]
+    data = np.concatenate([math.sqrt(share) * (table - table.mean(0)) for table, share in groups])
+    degrees = DEGREES + sum(share * (len(table) - 1) for table, share in groups)
+    design, final = data[:, :2], data[:, 2]
+    done = min(1.0, step / max(max(curve, default=step) for curve, _ in finished))
+    prior, held = np.array([math.sqrt(done), 0.0]), SPREAD**2 * max(1 - done, 0.02)
+    variance = held
+    for _ in range(4):  # to and fro between slopes and variance: the slopes' prior does not scale with it
+        precision = design.T @ design + np.eye(2) * variance / SLOPES**2
+        slopes = prior + np.linalg.solve(precision, design.T @ (final - design @ prior))
+        variance = (DEGREES * held + float(((final - design @ slopes) ** 2).sum())) / degrees
+    spread = variance * (1 + 1 / len(own) + float(point @ np.linalg.solve(precision, point)))
+    return Forecast(math.exp(level[2] + point @ slopes), math.sqrt(spread), degrees)
+
+
+def _table(runs: Sequence[Run], step: int) -> Array:
+    """Of the runs that have the step (n, 3): features, log final loss."""
     rows = [
-        [curve[step] for step in steps] + [final]
-        for curve, final in finished
-        if all(step in curve for step in steps) and _positive(final, *(curve[step] for step in steps))
+        [*_features(curve, step), math.log(final)]
+        for curve, final in runs
+        if step in curve and _positive(final, curve[step])
     ]
-    if len(rows) < 2 or not _positive(*running.values()):
-        return None
-    logs = np.log(np.array(rows))
-    own = np.log(np.array([[running[step] for step in steps]]))
-    gained = logs[:, -1] - logs[:, -2]
-    features, point = _features(logs[:, :-1]), _features(own)[0]
-    centre, spread = features.mean(0), np.maximum(features.std(0), 1e-9)
-    design = np.column_stack([np.ones(len(rows)), (features - centre) / spread])
-    point = np.concatenate([[1.0], (point - centre) / spread])
-    precision = design.T @ design + np.diag([0.0, 1.0, 1.0, 1.0])
-    weights = np.linalg.solve(precision, design.T @ gained)
-    # Two prior observations of an error of one per cent: that a few curves agree is no certainty.
-    degrees = 2.0 + len(rows) - 1
-    squares = 2 * 0.01**2 + float(gained @ gained - weights @ precision @ weights)
-    variance = squares / degrees * (1 + float(point @ np.linalg.solve(precision, point)))
-    loss = float(np.exp(own[0, -1] + point @ weights))
-    return Forecast(loss, math.sqrt(variance), degrees)
+    return np.array(rows).reshape(-1, 3)
 
 
-def _features(curves: Array) -> Array:
-    """Of log losses (n, s): (n, 3)."""
-    recent = curves[:, -3:].mean(1)
-    return np.stack([curves[:, -1], curves[:, -1] - recent, recent - curves[:, : curves.shape[1] // 2 + 1].mean(1)], 1)
+def _features(curve: Curve, step: int) -> Array:
+    """Of a curve up to a step (2,): log loss there, and how far the mean of the last three reports lies above it."""
+    steps = sorted(other for other in curve if other <= step and _positive(curve[other]))
+    logs = np.log([curve[other] for other in steps[-3:]])
+    return np.array([logs[-1], logs.mean() - logs[-1]])
 
 
 class BandPruner(BasePruner):
@@ -108,8 +135,9 @@ class BandPruner(BasePruner):
 
     The final loss is forecast from the trial's reports and the curves of the finished trials, with an interval; the
     band is what ends within `band` of the best finished loss. Report losses on the fixed grid of the token budget
-    (``trial.report(loss, grid index)``): curves meet at equal steps only. The fewer curves are finished, the wider
-    the interval and the rarer a stop; before `n_startup_trials` have finished, nothing is stopped.
+    (``trial.report(loss, grid index)``): curves meet at equal steps only. The fewer curves are finished, here and in
+    the parents, the wider the interval and the rarer a stop; before `n_startup_trials` have finished, nothing is
+    stopped.
 
     Example::
 
@@ -121,13 +149,21 @@ class BandPruner(BasePruner):
         noise: Relative standard deviation of a loss over seeds; estimated from repeated parameters by default, 0
             without any.
         n_startup_trials: Finished trials before the first stop.
+        parents: Studies of other phases, or at smaller budgets, on the same grid: they say how much a gap on the way
+            is worth at the end. Read once, when first needed.
 
     Raises:
         InputError: Where an argument is out of its range, or a study maximises.
     """
 
     def __init__(
-        self, *, probability: float = 0.99, band: float = 0.001, noise: float | None = None, n_startup_trials: int = 4
+        self,
+        *,
+        probability: float = 0.995,
+        band: float = 0.001,
+        noise: float | None = None,
+        n_startup_trials: int = 2,
+        parents: Sequence[Study] = (),
     ) -> None:
         if not 0.5 <= probability < 1:
             raise InputError(f"{probability!r}, expected at least 0.5 and below 1", where="probability")
@@ -141,6 +177,11 @@ class BandPruner(BasePruner):
         self._band = band
         self._noise = noise
         self._n_startup_trials = n_startup_trials
+        self._studies = tuple(parents)
+
+    @cached_property
+    def _parents(self) -> list[list[Run]]:
+        return [finished_curves(study.get_trials(deepcopy=False)) for study in self._studies]
 
     def prune(self, study: Study, trial: FrozenTrial) -> bool:
         """Whether the trial should stop now."""
@@ -157,7 +198,7 @@ class BandPruner(BasePruner):
             return False
         if step >= max(max(curve) for curve, _ in finished):
             return False  # the last report: nothing is left to save
-        ahead = forecast(trial.intermediate_values, finished)
+        ahead = forecast(trial.intermediate_values, finished, self._parents)
         if ahead is None:
             return False
         noise = self._noise if self._noise is not None else _repeat_noise(trials)
@@ -165,7 +206,7 @@ class BandPruner(BasePruner):
         return ahead.above(bound, noise) >= self._probability
 
 
-def finished_curves(trials: Sequence[FrozenTrial]) -> list[tuple[Curve, float]]:
+def finished_curves(trials: Sequence[FrozenTrial]) -> list[Run]:
     """Curves and final losses of those trials that are complete and reported."""
     return [
         (trial.intermediate_values, trial.value)

@@ -62,12 +62,44 @@ def test_no_forecast_from_fewer_than_two_curves(finished: list[tuple[dict[int, f
     assert forecast({1: 4.0, 2: 3.9}, finished) is None
 
 
-def test_forecast_of_parallel_curves_is_exact() -> None:
-    finished = [({1: level * 1.5, 2: level * 1.2, 3: level}, level) for level in (3.0, 3.1, 3.3)]
-    ahead = forecast({1: 4.8, 2: 3.84}, finished)
-    assert ahead is not None
-    assert ahead.loss == pytest.approx(3.2, rel=1e-9)
-    assert ahead.above(3.0) > 0.95 > 0.5 > ahead.above(3.5)
+def test_forecast_of_parallel_curves_lies_between_them() -> None:
+    # Slopes are held near what the share of the grid is worth, and many curves overrule that.
+    def ahead(n: int) -> float:
+        levels = np.linspace(3.0, 3.3, n)
+        found = forecast({1: 4.8, 2: 3.84}, [({1: x * 1.5, 2: x * 1.2, 3: x}, x) for x in levels.tolist()])
+        assert found is not None
+        assert found.above(3.0) > 0.95 > 0.5 > found.above(3.5)
+        return found.loss
+
+    assert ahead(4) == pytest.approx(3.2, rel=3e-3)
+    assert ahead(60) == pytest.approx(3.2, rel=1e-4)
+
+
+def test_what_is_common_to_a_study_changes_no_forecast() -> None:
+    # Another fall of the learning rate, the same for all trials: the gaps are what counts.
+    finished, (curve, _) = curves(12, 5), curves(1, 6)[0]
+    running = {step: loss for step, loss in curve.items() if step <= 10}
+    fall = {step: 1 + 0.3 * (1 - step / POINTS) ** 2 for step in range(1, POINTS + 1)}
+    plain = forecast(running, finished)
+    scaled = forecast(
+        {step: loss * fall[step] for step, loss in running.items()},
+        [({step: loss * fall[step] for step, loss in each.items()}, final) for each, final in finished],
+    )
+    assert plain is not None
+    assert scaled is not None
+    assert scaled.loss == pytest.approx(plain.loss, rel=2e-3)
+
+
+def test_parents_sharpen_a_forecast_whatever_their_level() -> None:
+    finished, (curve, final) = curves(3, 7), curves(1, 8)[0]
+    running = {step: loss for step, loss in curve.items() if step <= 12}
+    parent = [({step: 1.7 * loss for step, loss in each.items()}, 1.7 * end) for each, end in curves(25, 9)]
+    alone, helped = forecast(running, finished), forecast(running, finished, [parent])
+    assert alone is not None
+    assert helped is not None
+    low, high = helped.interval()
+    assert low < final < high
+    assert high - low < 0.75 * (alone.interval()[1] - alone.interval()[0])
 
 
 def run_study(
@@ -93,17 +125,20 @@ def test_saves_much_and_stops_no_band_member() -> None:
     for seed in range(10):
         runs = curves(30, seed, spread=0.06)
         best = min(final for _, final in runs)
-        for trial, (_, final) in zip(run_study(BandPruner(), runs), runs, strict=True):
+        pruner = BandPruner(probability=0.99)
+        for trial, (_, final) in zip(run_study(pruner, runs), runs, strict=True):
             pruned = trial.state == optuna.trial.TrialState.PRUNED
             saved += (POINTS - (trial.last_step or 0)) / POINTS
             stopped += pruned and final <= best * 1.001
-    assert saved / 300 > 0.35
+    assert saved / 300 > 0.25
     assert stopped <= 1
 
 
 def test_stops_nothing_before_enough_curves_have_finished() -> None:
-    runs = [*curves(3, 0), ({1: 9.0, 2: 9.0, 3: 9.0}, 9.0)]
-    assert all(trial.state == optuna.trial.TrialState.COMPLETE for trial in run_study(BandPruner(), runs))
+    runs = [*curves(3, 0), (dict.fromkeys(range(1, POINTS + 1), 9.0), 9.0)]
+    states = [trial.state.name for trial in run_study(BandPruner(n_startup_trials=4), runs)]
+    assert states == ["COMPLETE"] * 4
+    assert run_study(BandPruner(n_startup_trials=3), runs)[3].state.name == "PRUNED"
 
 
 def test_seed_noise_makes_it_more_careful() -> None:
