@@ -101,6 +101,10 @@ def _pair_flops(cost: Cost, context: int, exact: bool) -> int:
     return (6 * cost.pair_width * pairs_twice + context) // (2 * context)
 
 
+LARGEST = 2**31 - 1
+"""The largest dimension."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class MoEArchitecture:
     """A complete architecture: the words of the field as attributes, frozen, hashable, comparable.
@@ -158,6 +162,8 @@ class MoEArchitecture:
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < 0:
                 raise InputError(f"{value!r}, expected an integer of at least 0", where=name)
+            if value > LARGEST:
+                raise InputError(f"too large, expected at most {LARGEST}", where=name)
         positive = ["d_model", "n_heads", "n_kv_heads", "d_head", "context_length", "vocab_size"]
         positive += ["d_dense"] * (self.n_dense_layers > 0)
         positive += ["d_expert", "n_experts", "top_k"] * (self.n_moe_layers > 0)
@@ -172,6 +178,8 @@ class MoEArchitecture:
             raise InputError(f"{self.n_kv_heads}, expected a divisor of n_heads = {self.n_heads}", where="n_kv_heads")
         if self.d_shared is not None and (type(self.d_shared) is not int or self.d_shared < 1):
             raise InputError(f"{self.d_shared!r}, expected an integer of at least 1, or null", where="d_shared")
+        if self.d_shared is not None and self.d_shared > LARGEST:
+            raise InputError(f"too large, expected at most {LARGEST}", where="d_shared")
         if self.d_shared is not None and self.n_shared_experts == 0:
             raise InputError(f"{self.d_shared}, expected null without n_shared_experts", where="d_shared")
         self.attention.layers(self.n_layers)

@@ -39,7 +39,10 @@ Folder = Annotated[Path, typer.Argument(metavar="DIR", help="The folder of a sea
 def _show(payload: dict[str, Any], as_json: bool, render: str) -> None:
     """Print the payload as JSON, or through the function of `report.terminal` named `render`."""
     if as_json:
-        sys.stdout.write(json.dumps(payload, allow_nan=False) + "\n")
+        try:
+            sys.stdout.write(json.dumps(payload, allow_nan=False) + "\n")
+        except ValueError:  # absurd coefficients overflow
+            raise InputError("the answer is not finite; expected input within what the laws can say") from None
         return
     from rich.console import Console
 
@@ -60,7 +63,9 @@ def search(
     devices_per_trial: Annotated[int, typer.Option(help="GPUs of one trial.")] = 1,
     executor: Annotated[str, typer.Option(help="Where workers run: local or ray.")] = "local",
     ray_address: Annotated[str | None, typer.Option(help="Address of an existing Ray cluster.")] = None,
-    seed: Annotated[int, typer.Option(help="Seed of the samplers and of the first trial of each architecture.")] = 0,
+    seed: Annotated[
+        int, typer.Option(help="Seed of the samplers and of the first trial of each architecture.", min=0)
+    ] = 0,
     as_json: AsJson = False,
 ) -> None:
     """Run or resume the ladder of budgets; fit, extrapolate and report."""
@@ -156,7 +161,7 @@ def fit(
         str | None, typer.Option(help="Column whose equal labels err together (an architecture): drawn together.")
     ] = None,
     bootstraps: Annotated[int, typer.Option(help="Bootstrap fits behind the intervals.")] = 200,
-    seed: Annotated[int, typer.Option(help="Seed of the bootstrap.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of the bootstrap.", min=0)] = 0,
     as_json: AsJson = False,
 ) -> None:
     """Fit a law to runs, with intervals and a held-out score."""

@@ -12,20 +12,31 @@ from moe_optuna.errors import InputError
 __all__ = ["read_object", "write_whole"]
 
 
-def read_object(path: str | Path, *, expected: str) -> dict[str, Any]:
+class _NotFinite(Exception):
+    pass
+
+
+def _refuse(constant: str) -> None:
+    raise _NotFinite(constant)
+
+
+def read_object(path: str | Path, *, expected: str, finite: bool = False) -> dict[str, Any]:
     """The JSON object in a file.
 
     Args:
         path: The file.
         expected: What it should hold, for the error.
+        finite: Whether NaN and Infinity, which Python writes and JSON does not know, are refused.
 
     Raises:
         InputError: Where it cannot be read or is no JSON object.
     """
     try:
-        data = json.loads(Path(path).read_text(encoding="utf-8"))
+        data = json.loads(Path(path).read_text(encoding="utf-8"), parse_constant=_refuse if finite else None)
     except OSError as error:
         raise InputError(error.strerror or "cannot be read", where=path) from None
+    except _NotFinite as error:
+        raise InputError(f"{error}, expected finite numbers", where=path) from None
     except (ValueError, RecursionError):
         raise InputError(f"not JSON, expected {expected}", where=path) from None
     if not isinstance(data, dict):

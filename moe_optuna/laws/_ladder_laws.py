@@ -307,7 +307,7 @@ class LadderLaws:
         Raises:
             InputError: Where the file is missing or is not such a file.
         """
-        return cls.from_dict(read_object(path, expected="the laws of a ladder"), where=path)
+        return cls.from_dict(read_object(path, expected="the laws of a ladder", finite=True), where=path)
 
 
 def _plain(value: Any) -> Any:

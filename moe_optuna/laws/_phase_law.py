@@ -231,6 +231,8 @@ class PhaseLaw:
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> PhaseLaw:
         """The inverse of `to_dict`; KeyError, TypeError or ValueError where it is not one."""
+        if odd := [a["axis"] for a in data["axes"] if not isinstance(a["axis"], str)]:
+            raise TypeError(f"axis {odd[0]!r}")
         axes = tuple(
             LawAxis(
                 a["axis"], AxisForm(a["form"], float(a.get("pole", np.inf))),
@@ -241,6 +243,8 @@ class PhaseLaw:
         theta, covariance = np.array(data["theta"], float), np.array(data["covariance"], float)
         if theta.shape != (3 + 4 * len(axes),) or covariance.shape != 2 * theta.shape:
             raise ValueError(f"theta {theta.shape} and covariance {covariance.shape} for {len(axes)} axes")
+        if not (np.isfinite(theta).all() and np.isfinite(covariance).all()):
+            raise ValueError("theta or covariance is not finite")
         return cls(
             int(data["phase"]), axes, float(data["reference"]), theta, covariance, float(data["noise"]),
             int(data["points"]), str(data["mean"]), int(data["seed"]),

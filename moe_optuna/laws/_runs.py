@@ -90,6 +90,8 @@ def read_runs(path: str | Path, law: str, *, group: str | None = None) -> dict[s
         raise InputError(error.strerror or "cannot be read", where=path) from None
     except (UnicodeDecodeError, csv.Error):
         raise InputError("not a CSV text file", where=path) from None
+    if long := [number for number, row in enumerate(rows, start=1) if None in row]:
+        raise InputError(f"more cells than the {len(names)} columns", where=f"{path}: row {long[0]}")
     if missing := [name for name in (*wanted.columns, *([group] if group else ())) if name not in names]:
         hint = did_you_mean(missing[0], names)
         raise InputError(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ipaddress
-import json
 import math
 import sys
 from collections.abc import Callable, Iterable
@@ -138,7 +137,7 @@ def _journal(out: Path) -> BaseStorage:
         raise InputError("no such file, expected the journal of a search that ran without --storage", where=path)
     try:
         return JournalStorage(JournalFileBackend(str(path)))
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError, AssertionError, RecursionError):
         raise InputError("not an Optuna journal", where=path) from None
 
 

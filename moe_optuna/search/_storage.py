@@ -80,7 +80,7 @@ def open_storage(url: str | None, out: Path, *, workers: int) -> BaseStorage:
         repair(path)
         try:
             return JournalStorage(Journal(str(path)))
-        except (ValueError, KeyError, TypeError, AssertionError):
+        except (ValueError, KeyError, TypeError, AttributeError, IndexError, AssertionError, RecursionError):
             raise InputError("not an Optuna journal", where=path) from None
     if url.startswith("sqlite") and workers > 1:
         raise InputError(
@@ -153,7 +153,7 @@ def repair(path: Path) -> int:
 def _is_record(line: bytes) -> bool:
     try:
         return line.endswith(b"\n") and "op_code" in json.loads(line)
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, RecursionError):
         return False
 
 

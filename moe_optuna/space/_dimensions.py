@@ -9,14 +9,19 @@ from typing import Annotated, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PositiveInt, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StrictBool, model_validator
 
-__all__ = ["CHOICES", "Choices", "DenseWidth", "Dimensions", "Range", "Scale", "Width"]
+__all__ = ["CHOICES", "Choices", "DenseWidth", "Dimensions", "Range", "Scale", "Whole", "Width"]
 
 Integers = NDArray[np.int64]
 
 CHOICES = ("n_heads", "queries_per_kv_head", "d_head", "n_experts", "top_k", "n_shared_experts")
 """The dimensions that take one of a list of values; every combination of them is solved by itself."""
+
+
+LARGEST = 2**31 - 1
+Whole = Annotated[int, Field(strict=True, ge=1, le=LARGEST)]
+"""A whole number from 1 on, and no text, no truth value, nothing that products of two would overflow with."""
 
 
 class Frozen(BaseModel):
@@ -29,8 +34,8 @@ def _distinct(value: Any) -> tuple[int, ...]:
     values = (value,) if isinstance(value, int) else value
     if not isinstance(values, (list, tuple)) or not all(type(each) is int for each in values):
         raise ValueError(f"{value!r}, expected an integer or a list of integers")
-    if not values or len(set(values)) < len(values) or min(values) < 0:
-        raise ValueError(f"{value!r}, expected one or more distinct integers of at least 0")
+    if not values or len(set(values)) < len(values) or min(values) < 0 or max(values) > LARGEST:
+        raise ValueError(f"{value!r}, expected one or more distinct integers from 0 to {LARGEST}")
     return tuple(values)
 
 
@@ -41,8 +46,8 @@ Choices = Annotated[tuple[int, ...], BeforeValidator(_distinct)]
 class Range(Frozen):
     """A whole number from `low` to `high`, both included."""
 
-    low: int = Field(ge=0)
-    high: int = Field(ge=0)
+    low: int = Field(strict=True, ge=0, le=LARGEST)
+    high: int = Field(strict=True, ge=0, le=LARGEST)
 
     @model_validator(mode="after")
     def _ordered(self) -> Range:
@@ -54,9 +59,9 @@ class Range(Frozen):
 class Width(Range):
     """A width in features: a multiple of `multiple` from `low` to `high`."""
 
-    low: int = Field(default=1, ge=1)
-    high: int = Field(default=1 << 20, ge=1)
-    multiple: PositiveInt = 1
+    low: Whole = 1
+    high: Whole = 1 << 20
+    multiple: Whole = 1
 
 
 class DenseWidth(Frozen):
@@ -64,9 +69,9 @@ class DenseWidth(Frozen):
     ratio, any multiple from `low` to `high`."""
 
     ratio: float | None = Field(default=None, gt=0, allow_inf_nan=False)
-    low: PositiveInt | None = None
-    high: PositiveInt | None = None
-    multiple: PositiveInt = 1
+    low: Whole | None = None
+    high: Whole | None = None
+    multiple: Whole = 1
 
     @model_validator(mode="after")
     def _either(self) -> DenseWidth:
@@ -113,10 +118,10 @@ class Dimensions(Frozen):
     n_experts: Choices
     top_k: Choices
     n_shared_experts: Choices = (0,)
-    context_length: PositiveInt
-    vocab_size: PositiveInt
-    tied_embeddings: bool = False
-    qk_norm: bool = True
+    context_length: Whole
+    vocab_size: Whole
+    tied_embeddings: StrictBool = False
+    qk_norm: StrictBool = True
 
     @model_validator(mode="after")
     def _consistent(self) -> Dimensions:

@@ -6,11 +6,11 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field, PositiveInt, model_validator
+from pydantic import Field, StrictBool, model_validator
 
 from moe_optuna.architecture import MoEArchitecture
 from moe_optuna.memory import Memory, Shape, all_to_all_bytes, training_memory
-from moe_optuna.space._dimensions import Dimensions, Frozen
+from moe_optuna.space._dimensions import Dimensions, Frozen, Whole
 from moe_optuna.space._solve import Columns
 
 __all__ = ["Infrastructure"]
@@ -32,15 +32,15 @@ class Infrastructure(Frozen):
         all_to_all_bytes: Most bytes that a token may send to other devices in a training step; no rule if absent.
     """
 
-    width_multiple: PositiveInt = 1
-    expert_parallel: PositiveInt = 1
-    tensor_parallel: PositiveInt = 1
-    pipeline_stages: PositiveInt = 1
-    data_parallel: PositiveInt = 1
+    width_multiple: Whole = 1
+    expert_parallel: Whole = 1
+    tensor_parallel: Whole = 1
+    pipeline_stages: Whole = 1
+    data_parallel: Whole = 1
     memory_per_device: float | None = Field(default=None, gt=0, allow_inf_nan=False)
-    tokens_per_device: PositiveInt | None = None
+    tokens_per_device: Whole | None = None
     zero: Literal[0, 1, 2, 3] = 1
-    recompute: bool = False
+    recompute: StrictBool = False
     all_to_all_bytes: float | None = Field(default=None, gt=0, allow_inf_nan=False)
 
     @model_validator(mode="after")

@@ -127,7 +127,7 @@ class SearchSpace(Frozen):
     """
 
     format: Literal[1] = 1
-    name: str = Field(min_length=1)
+    name: str = Field(pattern=r"^[A-Za-z0-9][\w.-]*$")  # folders and studies are called after it
     budgets: tuple[Positive, ...] = Field(min_length=1)
     target: Positive
     allocation_law: AllocationLaw
