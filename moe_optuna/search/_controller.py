@@ -183,7 +183,8 @@ class Controller:
         if run is None:
             return
         if "report" in message or "reports" in message:
-            for index, loss in message.get("reports") or [message["report"]]:
+            run.begun = True
+            for index, loss in message.get("reports", [message.get("report")]):
                 self._report(work, run, int(index), float(loss))
             if "report" in message:
                 self.executor.send(worker, {"stop": True} if self.stopping else {"go": not run.verdict})
@@ -196,8 +197,8 @@ class Controller:
                 self._retry(work, run, "its training stopped by itself", fail=True)
             else:
                 self._finish(work, run, message.get("result", {}))
-        elif "interrupted" in message or ("died" in message and not message["started"]):
-            self._give_back(work, run)  # a worker that dies before it is ready has not seen the trial
+        elif "interrupted" in message or ("died" in message and not run.begun):
+            self._give_back(work, run)  # a worker that dies before it takes up the trial did not die of it
         elif "died" in message:
             # A bus error is a mapped file that became shorter, or a full disk under one: not the architecture's doing.
             fault = "SIGBUS" not in message["died"]

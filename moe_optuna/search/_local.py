@@ -26,7 +26,7 @@ STARTS = 5
 
 class Executor(Protocol):
     """Where workers run. Workers are numbered; messages are those of `_channel`, and one more, which the executor
-    itself gives: ``{"died": reason, "started": whether it had ever been ready}``, after which a new one is started."""
+    itself gives: ``{"died": reason}``, after which a new one is started."""
 
     def available(self) -> Sequence[int]:
         """The workers that can be sent to."""
@@ -154,7 +154,7 @@ class LocalExecutor:
                     self._broken = InputError(f"a worker cannot start: {reason}", where=self._log(self._slots[index]))
                     raise self._broken
                 self._workers[index] = self._start(self._slots[index])
-                arrived.append((index, {"died": reason, "started": worker.ready}))
+                arrived.append((index, {"died": reason}))
             else:
                 worker.ready = worker.ready or any("ready" in message for message in messages)
                 arrived += [(index, message) for message in messages if "ready" not in message]

@@ -22,7 +22,7 @@ from moe_optuna.search._channel import Message
 from moe_optuna.search._local import LocalExecutor
 from moe_optuna.search._slots import Slot
 
-__all__ = ["RayExecutor"]
+__all__ = ["RayExecutor", "reach"]
 
 POLL = 3600.0
 """Longest time [s] that a call waits on a node; it returns with the first message."""
@@ -87,7 +87,7 @@ class RayExecutor:
         path = os.pathsep.join(entry or os.getcwd() for entry in sys.path)
         if self._own:
             if address is not None:
-                _reach(address)
+                reach(address)
             try:
                 ray.init(
                     address=address,
@@ -149,12 +149,11 @@ class RayExecutor:
             except ray.exceptions.RayTaskError as error:
                 raise error.cause from None
             except ray.exceptions.RayActorError as error:
-                started = worker in self._up
                 self._up.discard(worker)
                 with contextlib.suppress(Exception):  # where it is only out of reach, it must not go on
                     ray.kill(self._actors[worker])
                 self._start(worker)
-                arrived.append((worker, {"died": f"its node or actor was lost: {error}", "started": started}))
+                arrived.append((worker, {"died": f"its node or actor was lost: {error}"}))
                 continue
             self._up.add(worker)
             arrived += [(worker, message) for message in messages]
@@ -186,7 +185,7 @@ class RayExecutor:
         self._calls[self._actors[worker].wait.remote(0.0)] = worker
 
 
-def _reach(address: str) -> None:
+def reach(address: str) -> None:
     """Try the address: Ray itself would try for minutes.
 
     Raises:

@@ -85,6 +85,7 @@ class Run:
         task: What the worker gets.
         architecture: What is trained.
         steps: The points of the grid that are reported.
+        begun: Whether the worker has taken it up: only then can the worker have died of it.
         verdict: How it ends, where that is decided before its result: ``lost`` is another controller's now.
         reason: Why, for a person.
     """
@@ -93,6 +94,7 @@ class Run:
     task: dict[str, Any]
     architecture: MoEArchitecture
     steps: set[int]
+    begun: bool = False
     verdict: Literal["", "pruned", "failed", "lost"] = ""
     reason: str = ""
 

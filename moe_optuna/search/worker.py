@@ -99,8 +99,8 @@ class Link:
                 return message
 
     def resume(self, folder: Path | None) -> dict[str, Any] | None:
-        """Take up what an earlier attempt left in the trial's folder: its reports, sent again, and its result where
-        there is one."""
+        """Take up what an earlier attempt left in the trial's folder: its reports, sent again (also where there are
+        none: so the controller knows that the trial has been taken up), and its result where there is one."""
         self._reports, self._record = {}, folder / "progress.jsonl" if folder else None
         result = None
         if self._record and self._record.exists():
@@ -112,8 +112,7 @@ class Link:
                 if "report" in note:
                     self._reports[note["report"][0]] = note["report"][1]
                 result = note.get("result", result)
-        if self._reports:
-            self.send({"reports": list(self._reports.items())})
+        self.send({"reports": list(self._reports.items())})
         return result
 
     def finish(self, result: dict[str, Any]) -> None:

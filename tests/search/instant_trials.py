@@ -69,7 +69,8 @@ def run(task: dict[str, Any], link: Any) -> dict[str, Any]:
         if log := recipe.get("log"):
             with open(log, "a") as file:
                 file.write(json.dumps([folder.name, index]) + "\n")
-        state.write_text(str(index))
+        (part := folder / "state.part").write_text(str(index))
+        part.replace(state)
         if not link.report(index, loss) and index < reports:
             return {"loss": loss, "stopped": True, "tokens": task["tokens"] * index // reports, "seconds": 0.0}
     return {"loss": target, "stopped": False, "tokens": task["tokens"], "seconds": 0.0, "bits_per_byte": target}

@@ -96,7 +96,7 @@ def test_a_trial_on_two_devices_stops_on_both_at_the_same_report(executor, phase
             if "report" in message:
                 reports.append(tuple(message["report"]))
                 executor.send(0, {"go": next(answers)})
-            else:
+            elif "reports" not in message:
                 end = message
     assert end["result"]["stopped"] is True
     assert [loss for _, loss in reports] == [loss for _, loss in end["result"]["curve"]]
