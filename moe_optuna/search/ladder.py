@@ -48,6 +48,7 @@ __all__ = ["SearchResult", "search"]
 FORMAT = 1
 EXECUTORS = ("local", "ray")
 TRIAL = "moe_optuna.search._trial"
+LARGEST_SEED = 2**31
 GRACE = 5.0
 """Seconds that idle workers have to end."""
 
@@ -124,6 +125,12 @@ def search(
         raise InputError(f"{executor!r}, expected local or ray{did_you_mean(executor, EXECUTORS)}", where="--executor")
     if executor == "local" and ray_address is not None:
         raise InputError("needs --executor ray", where="--ray-address")
+    if not 0 <= seed < LARGEST_SEED:
+        raise InputError(f"{seed}, expected 0 to {LARGEST_SEED - 1}", where="--seed")
+    if ray_address is not None:
+        from moe_optuna.search._ray import reach
+
+        reach(ray_address)
     folder = Path(out) if out is not None else Path("runs") / space.name
     with contextlib.ExitStack() as stack:
         slots = local_slots(workers, devices_per_trial) if executor == "local" else ()
@@ -300,8 +307,9 @@ class _Ladder:
 
         name = phase.study_name(self.space.name)
         sampler = TriadSampler(phase, parents=parents, seed=zlib.crc32(f"{self.seed}/{name}".encode()))
+        pruner = BandPruner(parents=[study for studies in self.studies.values() for study in studies])
         study = optuna.create_study(
-            storage=self.storage, study_name=name, sampler=sampler, pruner=BandPruner(), load_if_exists=True
+            storage=self.storage, study_name=name, sampler=sampler, pruner=pruner, load_if_exists=True
         )
         text = json.dumps(self.space.to_dict())
         known = study.user_attrs

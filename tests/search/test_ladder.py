@@ -59,7 +59,11 @@ def test_every_row_is_inside_its_triad_when_recounted(finished):
             assert int(row[name]) == getattr(architecture.non_embedding, name)
             assert int(row[f"full_{name}"]) == getattr(architecture.full, name)
         spent = int(row["flops_per_token"]) * float(row["tokens"])
-        assert spent == pytest.approx(float(row["compute"]), rel=0.01)
+        if row["state"] == "complete":
+            assert spent == pytest.approx(float(row["compute"]), rel=0.01)
+        else:
+            assert row["state"] == "pruned"
+            assert spent < 0.9 * float(row["compute"])
 
 
 def test_the_studies_of_a_ladder(finished):
