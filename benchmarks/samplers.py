@@ -1,14 +1,19 @@
-"""How many trainings until the recommendation is right: TriadSampler and Optuna's samplers where optima are known.
+"""How many trainings until the recommendation is right: TriadSampler and other samplers where optima are known.
 
-    python benchmarks/samplers.py cold --space lab --seeds 20        # each sampler alone at the largest budget
-    python benchmarks/samplers.py warm --space lab --seeds 20        # the ladder below it as parents
-    python benchmarks/samplers.py box --space lab --seeds 20         # constrained samplers on the raw dimensions
-    python benchmarks/samplers.py latency                            # time of an ask at 100, 300, 1000 trials
-    python benchmarks/samplers.py proposals --count 100000           # infeasible and duplicate proposals
+    python benchmarks/samplers.py cold --space lab       # each sampler alone at the largest budget, 20 seeds
+    python benchmarks/samplers.py warm --space lab       # TriadSampler with the ladder below it as parents
+    python benchmarks/samplers.py show                   # the tables of all spaces from the results
+    python benchmarks/samplers.py box --space lab        # constrained samplers on the raw dimensions
+    python benchmarks/samplers.py latency                # time of an ask at 100, 300, 1000 trials
+    python benchmarks/samplers.py proposals              # infeasible and duplicate proposals in 100,000
 
-A run is right once the architecture that it recommends is, and stays, within 0.1 % of the least noise-free loss on the
-lattice. A peer recommends its best trial; `with our surrogate` it gets ours, fitted to its trials.
-Results are printed and written to benchmarks/results/samplers-<part>-<space>.json.
+A search is right from the training on after which what it recommends is, and stays, within 0.1 % of the least
+noise-free loss on the lattice; one that is not right by its last training counts as right one training later.
+A peer recommends its best trial. `TPE+` are TPE's trials with our surrogate's recommendation.
+
+`cold` and `warm` keep every search in benchmarks/results/samplers-<space>.json and run only what is not there: a search
+belongs to a problem (the hash of its true losses) and to versions (Optuna's for a peer, the hash of our sources for
+ours). So a change to the sampler runs the sampler again and no peer, and a stopped benchmark goes on where it was.
 """
 
 from __future__ import annotations
@@ -19,20 +24,25 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import argparse
 import itertools
+import json
 import math
 import time
 import warnings
-from collections.abc import Callable, Iterable
+import zlib
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field, replace
+from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import optuna
 from optuna.samplers import BaseSampler, CmaEsSampler, GPSampler, QMCSampler, RandomSampler, TPESampler
 from optuna.trial import TrialState
-from record import record
+from record import RESULTS, record
 
+import moe_optuna
 from moe_optuna import problems
 from moe_optuna.errors import InputError
 from moe_optuna.samplers import TriadSampler
@@ -42,7 +52,7 @@ optuna.logging.set_verbosity(optuna.logging.ERROR)
 warnings.filterwarnings("ignore")
 
 BAND = 0.001
-OURS = ("triad", "ladder")
+SPACES = ("cpu", "lab", "holistic")
 PEERS: dict[str, Callable[[int], BaseSampler]] = {
     "TPE": lambda seed: TPESampler(seed=seed),
     "GP": lambda seed: GPSampler(seed=seed),
@@ -50,95 +60,120 @@ PEERS: dict[str, Callable[[int], BaseSampler]] = {
     "QMC": lambda seed: QMCSampler(seed=seed, scramble=True),
     "random": lambda seed: RandomSampler(seed=seed),
 }
+TRIALS = 40
+SHORTER = {"GP": 25}  # trainings of a slow sampler; to stay right only so long is easier
+FIRST, NEXT = 12, 6  # trainings of a ladder at its smallest budget, and at each further one below the largest
+OURS = ("triad", "ladder", "TPE+")
+Steps = list[tuple[int, float]]
 
 
 @dataclass
-class Trace:
-    """One search: regret of the recommendation after each training, and what was wasted.
+class Search:
+    """One search.
 
     Attributes:
-        by_best, by_surrogate: Relative regret without noise, by number of trainings.
+        key: What was run: problem, versions, number of trainings.
+        regrets: Noise-free relative regret of the recommendation, as steps (training from which on, regret).
         asked, infeasible, duplicate, failed: Trials.
+        below: FLOPs spent at smaller budgets, in trainings at the largest.
     """
 
     sampler: str
     family: str
     seed: int
-    by_best: dict[int, float] = field(default_factory=dict)
-    by_surrogate: dict[int, float] = field(default_factory=dict)
+    key: str
+    trainings: int
+    regrets: Steps = field(default_factory=list)
     asked: int = 0
     infeasible: int = 0
     duplicate: int = 0
     failed: int = 0
+    below: float = 0.0
 
-    def right_from(self, regrets: dict[int, float]) -> float:
-        """The number of trainings from which on the recommendation is in the band; infinite where it ends outside."""
-        inside = [n for n, regret in regrets.items() if regret <= BAND]
-        outside = [n for n, regret in regrets.items() if regret > BAND]
-        later = [n for n in inside if not outside or n > max(outside)]
-        return min(later) if later else math.inf
+    def note(self, regret: float, training: int) -> None:
+        if not self.regrets or self.regrets[-1][1] != regret:
+            self.regrets.append((training, regret))
+
+    @property
+    def right(self) -> float:
+        """The training from which on the recommendation is in the band; one beyond the last where there is none."""
+        if not self.regrets or self.regrets[-1][1] > BAND:
+            return self.trainings + 1
+        wrong = [place for place, (_, regret) in enumerate(self.regrets) if regret > BAND]
+        return self.regrets[wrong[-1] + 1 if wrong else 0][0]
+
+    def regret_at(self, training: int) -> float:
+        return ([1.0] + [regret for begin, regret in self.regrets if begin <= training])[-1]
 
 
 def search(
-    problem: problems.Problem, phase: Phase, study: optuna.Study, seed: int, runs: int, trace: Trace, judge: bool = True
-) -> Trace:
-    """Ask, train on paper, tell, until `runs` trainings are done; infeasible proposals cost none."""
+    problem: problems.Problem, phase: Phase, study: optuna.Study, found: Search, runs: int, judge: TriadSampler | None
+) -> Search:
+    """Ask, train on paper, tell, until `runs` trainings are done; proposals to which no architecture is near cost none.
+
+    Args:
+        judge: Whose recommendation counts; ``None`` for the study's best trial.
+    """
     losses, optimum, fails = problem.true_losses(phase), problem.optimum(phase).loss, problem.failing(phase)
-    judging = study.sampler if isinstance(study.sampler, TriadSampler) else TriadSampler(phase, seed=seed)
-
-    def regret(index: int) -> float:
-        return 1.0 if fails[index] else float(losses[index] / optimum - 1)
-
     seen: dict[int, int] = {}
-    trained, best = 0, (math.inf, -1)
-    while trained < runs and trace.asked < 4 * runs:
+    trained, best, worst = 0, (math.inf, -1), -math.inf
+    while trained < runs and found.asked < 4 * runs:
         trial = study.ask()
-        trace.asked += 1
+        found.asked += 1
         try:
             architecture = phase.suggest(trial)
         except optuna.TrialPruned:
-            trace.infeasible += 1
-            study.tell(trial, state=TrialState.PRUNED)
+            found.infeasible += 1
+            # Its best chance: it hears of the worst loss so far; of a pruned trial GPSampler would learn nothing.
+            told = (TrialState.PRUNED, None) if math.isinf(worst) else (TrialState.COMPLETE, worst)
+            study.tell(trial, told[1], state=told[0])
             continue
         index = phase.index(trial.params)
         assert index is not None
-        trace.duplicate += index in seen
+        found.duplicate += index in seen
         seen[index] = seen.get(index, -1) + 1
         trained += 1
         try:
-            loss = problem.loss(architecture, phase.compute, 1000 * seed + seen[index])
+            loss = problem.loss(architecture, phase.compute, 1000 * found.seed + seen[index])
         except MemoryError:
             loss = math.nan
         if math.isnan(loss):
-            trace.failed += 1
+            found.failed += 1
             study.tell(trial, state=TrialState.FAIL)
         else:
             study.tell(trial, loss)
-            best = min(best, (loss, index))
-        if best[1] >= 0 and judge and (trained <= 12 or trained % (2 if trained <= 24 else 4) == 0 or trained == runs):
-            trace.by_best[trained] = regret(best[1])
-            trace.by_surrogate[trained] = regret(phase.lattice.index(judging.recommend(study).architecture))
-    return trace
+            best, worst = min(best, (loss, index)), max(worst, loss)
+        if best[1] < 0:
+            continue
+        chosen = best[1] if judge is None else phase.lattice.index(judge.recommend(study).architecture)
+        found.note(1.0 if fails[chosen] else float(f"{losses[chosen] / optimum - 1:.3g}"), trained)
+    return found
 
 
-def cold(space: str, family: str, name: str, seed: int, runs: int) -> Trace:
+def cold(space: str, found: Search) -> Search:
     """One sampler at the largest budget of the ladder."""
-    problem, phase = setting(space, family, seed)
-    sampler = TriadSampler(phase, seed=seed) if name == "triad" else PEERS[name](seed)
-    return search(problem, phase, optuna.create_study(sampler=sampler), seed, runs, Trace(name, family, seed))
+    problem, phase = setting(space, found.family, found.seed)
+    ours = TriadSampler(phase, seed=found.seed) if found.sampler in OURS else None
+    sampler = ours if ours and found.sampler == "triad" else PEERS[found.sampler.removesuffix("+")](found.seed)
+    return search(problem, phase, optuna.create_study(sampler=sampler), found, found.trainings, ours)
 
 
-def warm(space: str, family: str, name: str, seed: int, runs: int) -> Trace:
-    """TriadSampler at the largest budget with `runs` trainings at each smaller one as parents."""
-    problem, phase = setting(space, family, seed)
+def warm(space: str, found: Search) -> Search:
+    """TriadSampler at the largest budget with studies at each smaller one as parents."""
+    problem, phase = setting(space, found.family, found.seed)
     parents: list[optuna.Study] = []
-    for compute in (*problem.space.budgets[:-1], phase.compute):
-        at = problem.space.phase_one(compute)
-        study = optuna.create_study(sampler=TriadSampler(at, parents=tuple(parents), seed=seed))
+    for step, compute in enumerate((*problem.space.budgets[:-1], phase.compute)):
+        at, last = problem.space.phase_one(compute), compute == phase.compute
+        runs = found.trainings if last else min(NEXT if step else FIRST, len(at.lattice))
+        sampler = TriadSampler(at, parents=tuple(parents), seed=found.seed)
+        study = optuna.create_study(sampler=sampler)
         study.set_user_attr("compute", compute)
-        trace = search(problem, at, study, seed, runs, Trace(name, family, seed), judge=compute == phase.compute)
+        if last:
+            return search(problem, at, study, found, runs, sampler)
+        below = search(problem, at, study, replace(found, regrets=[]), runs, None)
+        found.below += (below.asked - below.infeasible) * compute / phase.compute
         parents.append(study)
-    return trace
+    raise AssertionError
 
 
 def setting(space: str, family: str, seed: int) -> tuple[problems.Problem, Phase]:
@@ -146,69 +181,146 @@ def setting(space: str, family: str, seed: int) -> tuple[problems.Problem, Phase
     return problem, problem.space.phase_one(problem.space.budgets[-1])
 
 
-def call(job: tuple[Callable[..., Trace], tuple[object, ...]]) -> Trace:
-    return job[0](*job[1])
+def call(job: tuple[str, Search]) -> Search:
+    return warm(*job) if job[1].sampler == "ladder" else cold(*job)
 
 
-def traces(jobs: list[tuple[Callable[..., Trace], tuple[object, ...]]], workers: int) -> list[Trace]:
+# ---- keeping what was run
+
+
+def keys(space: str, family: str, seed: int, sampler: str) -> str:
+    """What a search depends on: the problem at all budgets, and the code that chose."""
+    problem = problems.make(family, space, variant=seed)
+    phases = [problem.space.phase_one(compute) for compute in problem.space.budgets]
+    phases = phases if sampler == "ladder" else phases[-1:]
+    parts = [np.append(problem.true_losses(phase) * (1 + problem.failing(phase)), problem.noise) for phase in phases]
+    # Rounded, so that the last bit of another machine's logarithm does not make a new problem of it.
+    text = ";".join(",".join(f"{value:.9g}" for value in part) for part in parts)
+    return f"{zlib.crc32(text.encode()):08x} " + (_ours() if sampler in OURS else f"optuna {version('optuna')}")
+
+
+def _ours() -> str:
+    root = Path(moe_optuna.__file__).parent
+    files = [*sorted((root / "samplers").glob("*.py")), *(root / "laws" / name for name in
+             ("surrogate.py", "_component.py", "_gp.py", "_means.py", "band.py"))]  # fmt: skip
+    return f"moe_optuna {zlib.crc32(b''.join(file.read_bytes() for file in files)):08x}"
+
+
+def kept(space: str) -> dict[tuple[str, str, int], Search]:
+    path = RESULTS / f"samplers-{space}.json"
+    content = json.loads(path.read_text(encoding="utf-8"))["data"]["searches"] if path.exists() else []
+    found = [Search(**row) for row in content]
+    return {(one.sampler, one.family, one.seed): one for one in found}
+
+
+def keep(space: str, searches: dict[tuple[str, str, int], Search]) -> None:
+    ordered = sorted(
+        searches.values(), key=lambda one: (list(problems.FAMILIES).index(one.family), one.sampler, one.seed)
+    )
+    record(f"samplers-{space}", {"rows": summary(ordered), "searches": [vars(one) for one in ordered]})
+
+
+def run(
+    space: str, names: list[str], families: list[str], seeds: int, trials: int, workers: int, minutes: float
+) -> None:
+    """Run what is not kept, and keep it; stops after `minutes`."""
+    searches = kept(space)
+    jobs = []
+    for seed, family, name in itertools.product(range(seeds), families, names):
+        key, old = keys(space, family, seed, name), searches.get((name, family, seed))
+        runs = min(trials, SHORTER.get(name, trials))
+        if old is None or old.key != key or old.trainings != runs:
+            jobs.append((space, Search(name, family, seed, key, runs)))
+    print(f"{space}: {len(jobs)} searches to run", flush=True)
+    begin = saved = time.monotonic()
+    for found in done(jobs, workers, begin + 60 * minutes):
+        searches[found.sampler, found.family, found.seed] = found
+        if time.monotonic() > saved + 20:
+            keep(space, searches)
+            saved = time.monotonic()
+    keep(space, searches)
+    print(f"{space}: {time.monotonic() - begin:.0f} s", flush=True)
+
+
+def done(jobs: list[tuple[str, Search]], workers: int, until: float) -> Iterator[Search]:
     if workers == 1:
-        return [call(job) for job in jobs]
+        for job in jobs:
+            if time.monotonic() < until:
+                yield call(job)
+        return
     with ProcessPoolExecutor(workers) as pool:
-        return list(pool.map(call, jobs))
+        for begin in range(0, len(jobs), 4 * workers):
+            if time.monotonic() < until:
+                yield from pool.map(call, jobs[begin : begin + 4 * workers])
 
 
-def quartiles(values: Iterable[float], beyond: float) -> str:
-    """Median and quartiles; what never came counts as beyond the end."""
-    low, middle, high = np.quantile([min(value, beyond) for value in values], [0.25, 0.5, 0.75])
+# ---- tables
+
+
+def quartiles(values: Iterable[float]) -> str:
+    low, middle, high = np.quantile(list(values), [0.25, 0.5, 0.75])
     return f"{middle:g} [{low:g}, {high:g}]"
 
 
-def summary(found: list[Trace], runs: int) -> list[dict[str, Any]]:
-    """A row for each family and sampler; ratios are to the best peer of the family, judged by its better judge."""
+def summary(searches: list[Search]) -> list[dict[str, Any]]:
+    """A row for each family and sampler; ratios of medians to the best peer's of the family.
+
+    Families with no peer have no ratios.
+    """
     rows: list[dict[str, Any]] = []
-    beyond = runs + 1.0
-    for family in dict.fromkeys(trace.family for trace in found):
-        here: list[dict[str, Any]] = []
-        for name in dict.fromkeys(trace.sampler for trace in found if trace.family == family):
-            mine = [trace for trace in found if (trace.family, trace.sampler) == (family, name)]
-            asked = sum(trace.asked for trace in mine)
-            best, surrogate = ([t.right_from(regrets) for t, regrets in ((t, getattr(t, judge)) for t in mine)]
-                               for judge in ("by_best", "by_surrogate"))  # fmt: skip
+    for family in dict.fromkeys(one.family for one in searches):
+        here = []
+        for name in sorted({one.sampler for one in searches if one.family == family}, key=_rank):
+            mine = [one for one in searches if (one.family, one.sampler) == (family, name)]
+            asked = sum(one.asked for one in mine)
             here.append(
                 {
                     "family": family,
                     "sampler": name,
-                    "by_best": quartiles(best, beyond),
-                    "by_surrogate": quartiles(surrogate, beyond),
-                    "medians": [float(np.median(np.minimum(values, beyond))) for values in (best, surrogate)],
-                    "regret": {
-                        n: float(np.median([trace.by_surrogate[n] for trace in mine if n in trace.by_surrogate]))
-                        for n in (5, 10, 20, runs)
-                        if any(n in trace.by_surrogate for trace in mine)
-                    },
-                    "wasted": {
-                        what: sum(getattr(trace, what) for trace in mine) / asked
-                        for what in ("infeasible", "duplicate", "failed")
-                    },
+                    "seeds": len(mine),
+                    "right": quartiles(one.right for one in mine),
+                    "median": float(np.median([one.right for one in mine])),
+                    "flops": float(np.median([one.right + one.below for one in mine])),
+                    "never": sum(one.right > one.trainings for one in mine),
+                    "regret": {n: float(np.median([one.regret_at(n) for one in mine])) for n in (1, 5, 10, 20, 40)},
+                    "wasted": {what: sum(getattr(one, what) for one in mine) / asked
+                               for what in ("infeasible", "duplicate", "failed")},
                 }
-            )
+            )  # fmt: skip
+        best = min((row["median"] for row in here if row["sampler"] not in OURS), default=math.nan)
         for row in here:
-            rivals = [other["medians"] for other in here if other["sampler"] not in OURS]
-            row["ratios"] = (
-                [row["medians"][1] / min(rival[judge] for rival in rivals) for judge in (0, 1)] if rivals else []
-            )
+            row["ratio"], row["flops_ratio"] = row["median"] / best, row["flops"] / best
         rows += here
     return rows
 
 
-def show(rows: list[dict[str, Any]]) -> None:
-    print("trainings until right, median [quartiles]; ratios of ours to the best peer, as it is and with our surrogate")
-    print(f"{'family':<10}{'sampler':<8}{'with surrogate':>18}{'by best trial':>18}{'ratios':>12}{'wasted':>8}  regret")
+def _rank(name: str) -> int:
+    order = ["triad", "ladder", *PEERS, "TPE+"]
+    return order.index(name) if name in order else len(order)
+
+
+def show(space: str) -> None:
+    rows = summary(list(kept(space).values()))
+    print(f"\n{space}: trainings until right, median [quartiles]; never: not right at the end; ratio to the best")
+    print(
+        "peer's median, in trainings, and in FLOPs with the smaller budgets; shares of asks; median regret in 1e-4 at n"
+    )
+    names = ("inf.", "dup.", "fail", "n=1", "5", "10", "20", "40")
+    print(f"{'family':<10}{'sampler':<9}{'right':>18}{'never':>6}{'ratio':>7}{'FLOPs':>7}", *(f"{n:>6}" for n in names))
     for row in rows:
-        ratios = " ".join(f"{ratio:.2f}" for ratio in row["ratios"]) if row["sampler"] in OURS else ""
-        regret = " ".join(f"{n}:{value:.0e}" for n, value in row["regret"].items())
-        print(f"{row['family']:<10}{row['sampler']:<8}{row['by_surrogate']:>18}{row['by_best']:>18}{ratios:>12}"
-              f"{sum(row['wasted'].values()):8.1%}  {regret}")  # fmt: skip
+        shares = [f"{share:6.1%}" for share in row["wasted"].values()]
+        regret = [f"{1e4 * value:6.1f}" for value in row["regret"].values()]
+        print(f"{row['family']:<10}{row['sampler']:<9}{row['right']:>18}{row['never']:>6}{row['ratio']:7.2f}"
+              f"{row['flops_ratio']:7.2f}", *shares, *regret)  # fmt: skip
+    medians = {row["family"]: row["median"] for row in rows if row["sampler"] == "triad"}
+    for name in ("triad", "ladder"):
+        if ours := [row for row in rows if row["sampler"] == name]:
+            trainings, flops = (np.array([row[kind] for row in ours]) for kind in ("ratio", "flops_ratio"))
+            print(f"{name}: ratio to the best peer, median over families {np.median(trainings):.2f} "
+                  f"(FLOPs {np.median(flops):.2f}), worst {trainings.max():.2f}")  # fmt: skip
+    for row in rows:
+        if row["sampler"] == "ladder" and row["median"] > medians.get(row["family"], math.inf):
+            print(f"warm later than cold: {row['family']}, {row['median']:g} against {medians[row['family']]:g}")
 
 
 def box(space: str, family: str, name: str, seed: int, trials: int) -> dict[str, Any]:
@@ -344,47 +456,42 @@ def proposals(count: int, workers: int) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("part", choices=["cold", "warm", "box", "latency", "proposals"])
+    parser.add_argument("part", choices=["cold", "warm", "show", "box", "latency", "proposals"])
     parser.add_argument("--space", default="lab")
     parser.add_argument("--families", nargs="+", default=list(problems.FAMILIES), choices=list(problems.FAMILIES))
-    parser.add_argument("--peers", nargs="*", default=list(PEERS), choices=list(PEERS))
+    parser.add_argument("--samplers", nargs="+", default=["triad", *PEERS, "TPE+"], choices=["triad", *PEERS, "TPE+"])
     parser.add_argument("--seeds", type=int, default=20)
-    parser.add_argument("--trials", type=int, default=50)
-    parser.add_argument("--ladder-trials", type=int, default=12, help="trainings at each smaller budget (warm)")
+    parser.add_argument("--trials", type=int, default=TRIALS)
     parser.add_argument("--count", type=int, default=100_000)
     parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--minutes", type=float, default=math.inf, help="stop then; the next call goes on")
     arguments = parser.parse_args()
     space, seeds = arguments.space, range(arguments.seeds)
-    peers = list(arguments.peers)
+    names = list(arguments.samplers)
     try:
         import cmaes  # noqa: F401
     except ImportError:
-        peers = [name for name in peers if name != "CMA-ES"]
-    data: object
-    if arguments.part == "latency":
-        data = latency(space)
+        names = [name for name in names if name != "CMA-ES"]
+    if arguments.part in ("cold", "warm"):
+        chosen = names if arguments.part == "cold" else ["ladder"]
+        run(space, chosen, arguments.families, arguments.seeds, arguments.trials, arguments.workers, arguments.minutes)
+        show(space)
+    elif arguments.part == "show":
+        for name in SPACES:
+            show(name)
+    elif arguments.part == "latency":
+        record(f"samplers-latency-{space}", latency(space))
     elif arguments.part == "proposals":
-        data = proposals(arguments.count, arguments.workers)
-    elif arguments.part == "box":
-        jobs = [(f, n, s) for f in arguments.families[:1] for n in ("TPE", "GP") if n in peers for s in seeds]
-        data = [box(space, family, name, seed, arguments.trials) for family, name, seed in jobs]
-        for name in dict.fromkeys(row["sampler"] for row in data):
-            rows = [row for row in data if row["sampler"] == name]
-            counts = [quartiles([float(row[key]) for row in rows], arguments.trials + 1)  # type: ignore[arg-type]
+        record("samplers-proposals", proposals(arguments.count, arguments.workers))
+    else:
+        jobs = [(f, n, s) for f in arguments.families[:1] for n in ("TPE", "GP") if n in names for s in seeds]
+        rows = [box(space, family, name, seed, arguments.trials) for family, name, seed in jobs]
+        for name in dict.fromkeys(row["sampler"] for row in rows):
+            mine = [row for row in rows if row["sampler"] == name]
+            counts = [quartiles([min(float(row[key]), arguments.trials + 1) for row in mine])
                       for key in ("feasible", "first_feasible", "first_in_band")]  # fmt: skip
             print(f"{name}: of {arguments.trials} feasible {counts[0]}, first {counts[1]}, first in band {counts[2]}")
-    else:
-        names = ["triad", *peers]
-        work = [(cold, (space, f, n, s, arguments.trials)) for f in arguments.families for n in names for s in seeds]
-        if arguments.part == "warm":
-            work += [
-                (warm, (space, f, "ladder", s, arguments.ladder_trials)) for f in arguments.families for s in seeds
-            ]
-        found = traces(work, arguments.workers)  # type: ignore[arg-type]
-        data = {"rows": summary(found, arguments.trials), "traces": [vars(trace) for trace in found]}
-        show(data["rows"])
-    everywhere = arguments.part == "proposals"
-    record(f"samplers-{arguments.part}" + ("" if everywhere else f"-{space}"), data)
+        record(f"samplers-box-{space}", rows)
 
 
 if __name__ == "__main__":
