@@ -1,31 +1,35 @@
-"""How fast the search itself is, and what it loses when workers are killed.
+"""How fast the search itself is, how it scales, and what it loses when workers are killed.
 
-python benchmarks/controller.py [--trials 200] [--workers 1 2 4 8] [--soak 1000] [--storage URL]
+    python benchmarks/controller.py [--trials 300] [--workers 1 2 4 8] [--soak 1000]
 
 Throughput: trials a second with an instant objective of eight reports, through the controller and its worker
-processes, against `study.optimize` in one process with the same storage, sampler and attributes. Overhead: the
-controller's seconds a trial with one worker, as a share of a 30 s trial. Soak: very short trials on eight workers,
-one of them killed (SIGKILL) at a random moment every few seconds; every trial must end with the right loss.
+processes, against `study.optimize` in one process with the same storage, sampler and attributes, and with Optuna's own
+journal. Overhead: what a trial takes beyond its training, with one worker and trials of two seconds, as a share of a
+30 s trial. Scaling: trials that keep a core busy, by workers. Soak: very short trials on eight workers, one of them
+killed (SIGKILL) at a random moment every two seconds; every trial must end once, with the right loss.
 
-Writes benchmarks/results/controller.json.
+With a storage URL, better in the environment variable MOE_STORAGE where it has a password (the command is recorded),
+the throughput is measured on that server as well. Writes benchmarks/results/controller.json.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
-import json
 import os
-import platform
 import random
 import signal
 import tempfile
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import optuna
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
+from record import record
 
 from moe_optuna.search._controller import Controller
 from moe_optuna.search._lease import Leases
@@ -36,6 +40,8 @@ from moe_optuna.search._work import Work
 from moe_optuna.space import Phase, SearchSpace
 
 REPORTS = 8
+NEVER = optuna.pruners.MedianPruner(n_startup_trials=10**9)
+"""Reads what a pruner reads, and stops nothing."""
 
 
 def loss_of(architecture: dict[str, Any]) -> float:
@@ -51,6 +57,9 @@ def run(task: dict[str, Any], link: Any) -> dict[str, Any]:
     """What a worker does for a trial: report, and be done."""
     for index in range(1, REPORTS + 1):
         time.sleep(task["recipe"]["seconds"])
+        busy = time.process_time() + task["recipe"]["busy"]
+        while time.process_time() < busy:
+            pass
         if not link.report(index, loss_of(task["architecture"]) + 1 / index):
             return {"loss": 0.0, "stopped": True}
     return {"loss": loss_of(task["architecture"]), "stopped": False, "tokens": task["tokens"], "seconds": 0.0}
@@ -74,7 +83,7 @@ def new_study(phase: Phase, folder: Path, storage: str | None, workers: int) -> 
     return optuna.create_study(
         storage=open_storage(storage, folder, workers=workers),
         sampler=InTurn(phase),
-        pruner=optuna.pruners.MedianPruner(n_startup_trials=10**9),
+        pruner=NEVER,
     )
 
 
@@ -86,13 +95,19 @@ def controlled(
     storage: str | None,
     *,
     seconds: float = 0.0,
+    busy: float = 0.0,
     every: float = 0.0,
 ) -> dict[str, Any]:
-    """Seconds of a study through the controller, after the workers are up; `every`: seconds between kills."""
+    """A study through the controller, timed from when the workers are up.
+
+    Args:
+        seconds, busy: What each of a trial's reports takes, asleep and on a core.
+        every: Mean seconds between kills; 0: none.
+    """
     study = new_study(phase, folder, storage, workers)
     over = threading.Event()
     killed = 0
-    recipe = {"seconds": seconds, "reports": REPORTS}
+    recipe = {"seconds": seconds, "busy": busy, "reports": REPORTS}
     with contextlib.ExitStack() as stack:
         stack.enter_context(hold(folder))
         executor = LocalExecutor(local_slots(workers), module="controller", logs=folder / "logs")
@@ -130,9 +145,8 @@ def controlled(
     }
 
 
-def optimized(phase: Phase, folder: Path, trials: int, storage: str | None) -> float:
+def optimized(phase: Phase, trials: int, study: optuna.Study) -> float:
     """Trials a second of `study.optimize` in one process."""
-    study = new_study(phase, folder, storage, 1)
 
     def objective(trial: optuna.Trial) -> float:
         architecture = phase.suggest(trial)
@@ -149,49 +163,65 @@ def optimized(phase: Phase, folder: Path, trials: int, storage: str | None) -> f
     return trials / (time.perf_counter() - begin)
 
 
+def throughput(phase: Phase, folder: Callable[[], Path], arguments: argparse.Namespace, url: str | None) -> dict:
+    """Trials a second on a storage."""
+    found: dict[str, Any] = {"optimize": optimized(phase, arguments.trials, new_study(phase, folder(), url, 1))}
+    print(f"study.optimize: {found['optimize']:.1f} trials/s")
+    if url is None:
+        backend = JournalFileBackend(str(folder() / "journal.log"))
+        theirs = optuna.create_study(storage=JournalStorage(backend), sampler=InTurn(phase), pruner=NEVER)
+        found["optimize_optuna_journal"] = optimized(phase, arguments.trials, theirs)
+        print(f"study.optimize, Optuna's own journal: {found['optimize_optuna_journal']:.1f} trials/s")
+    found["controller"] = []
+    for workers in arguments.workers:
+        row = controlled(phase, folder(), arguments.trials, workers, url)
+        found["controller"].append(row)
+        print(f"{workers} workers: {row['trials_per_second']:.1f} trials/s", flush=True)
+    return found
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    parser.add_argument("--trials", type=int, default=200)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--trials", type=int, default=300)
     parser.add_argument("--workers", type=int, nargs="+", default=[1, 2, 4, 8])
     parser.add_argument("--soak", type=int, default=1000)
-    parser.add_argument("--storage")
+    parser.add_argument("--storage", default=os.environ.get("MOE_STORAGE"), help="URL of a database; MOE_STORAGE else")
     arguments = parser.parse_args()
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
     space = SearchSpace.load("cpu")
     phase = space.phase_one(space.budgets[-1])
-
-    def folder() -> Path:
-        return Path(stack.enter_context(tempfile.TemporaryDirectory()))
-
     with contextlib.ExitStack() as stack:
-        baseline = optimized(phase, folder(), arguments.trials, arguments.storage)
-        print(f"study.optimize: {baseline:.1f} trials/s")
-        rows = []
-        for workers in arguments.workers:
-            rows.append(controlled(phase, folder(), arguments.trials, workers, arguments.storage))
-            row = rows[-1]
-            print(
-                f"{workers} workers: {row['trials_per_second']:.1f} trials/s,"
-                f" {1e3 * row['seconds'] / row['trials']:.1f} ms a trial"
+
+        def folder() -> Path:
+            return Path(stack.enter_context(tempfile.TemporaryDirectory()))
+
+        result: dict[str, Any] = {"cores": os.cpu_count(), "load": os.getloadavg()[0], "reports": REPORTS}
+        result["journal"] = throughput(phase, folder, arguments, None)
+        if arguments.storage:
+            result[arguments.storage.split(":")[0].split("+")[0]] = throughput(
+                phase, folder, arguments, arguments.storage
             )
-        overhead = rows[0]["seconds"] / rows[0]["trials"]
-        print(f"overhead: {overhead:.4f} s, {overhead / 30:.3%} of a 30 s trial")
-        soak = None
+
+        length = 2.0
+        row = controlled(phase, folder(), 10, 1, None, seconds=length / REPORTS)
+        result["overhead_seconds"] = row["seconds"] / row["trials"] - length
+        share = result["overhead_of_30_s"] = result["overhead_seconds"] / 30
+        print(f"overhead: {result['overhead_seconds']:.4f} s a trial, {share:.3%} of a 30 s trial")
+
+        result["scaling"] = [
+            controlled(phase, folder(), 8 * workers, workers, None, busy=0.5 / REPORTS) for workers in arguments.workers
+        ]
+        one = result["scaling"][0]["trials_per_second"]
+        for row in result["scaling"]:
+            row["times_one_worker"] = row["trials_per_second"] / one
+            print(f"{row['workers']} workers on {os.cpu_count()} cores: {row['times_one_worker']:.2f} times one")
+
         if arguments.soak:
-            soak = controlled(phase, folder(), arguments.soak, 8, arguments.storage, seconds=0.01, every=3.0)
+            soak = result["soak"] = controlled(phase, folder(), arguments.soak, 8, None, seconds=0.01, every=2.0)
             print(
                 f"soak: {soak['right']} of {soak['trials']} right after {soak['kills']} kills, {soak['seconds']:.0f} s"
             )
-    result = {
-        "format": 1,
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}",
-        "storage": "journal" if arguments.storage is None else arguments.storage.split(":")[0],
-        "optimize_trials_per_second": baseline,
-        "controller": rows,
-        "overhead_of_30_s": overhead / 30,
-        "soak": soak,
-    }
-    Path(__file__).with_name("results").joinpath("controller.json").write_text(json.dumps(result, indent=1) + "\n")
+    record("controller", result)
 
 
 if __name__ == "__main__":

@@ -41,8 +41,6 @@ from moe_optuna.search._work import Run, Tally, Work
 if TYPE_CHECKING:
     from types import FrameType
 
-    from optuna.trial import FrozenTrial
-
     from moe_optuna.architecture import MoEArchitecture
 
 __all__ = ["RETRIES", "Controller"]
@@ -64,7 +62,7 @@ class Controller:
         executor: The workers.
         leases: This controller's leases.
         observer: Told of everything that happens.
-        finished: Called after each trial that ended, with its study and its number.
+        finished: Called after each trial that ended, with its study.
         grace: Seconds that workers have to save their trials when the search is stopped.
 
     Attributes:
@@ -75,7 +73,7 @@ class Controller:
     executor: Executor
     leases: Leases
     observer: Observer = lambda event: None
-    finished: Callable[[Work, FrozenTrial], None] = lambda work, trial: None
+    finished: Callable[[Work], None] = lambda work: None
     grace: float = 20.0
     stopping: bool = False
     hurried: bool = False
@@ -246,7 +244,7 @@ class Controller:
                 raise
         shutil.rmtree(run.task["checkpoint"], ignore_errors=True)
         self._count(work)
-        self.finished(work, work.frozen(run.trial))
+        self.finished(work)
         self._tell("end", work, run, loss=loss, fraction=1.0, state=run.verdict or "complete", message=run.reason)
 
     def _retry(self, work: Work, run: Run, reason: str, *, fail: bool) -> None:

@@ -11,9 +11,7 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-import time
-import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,6 +22,7 @@ from optuna.trial import TrialState
 
 from moe_optuna.errors import InputError, did_you_mean
 from moe_optuna.files import write_whole
+from moe_optuna.search._clock import Clock
 from moe_optuna.search._controller import Controller
 from moe_optuna.search._events import Event, Observer
 from moe_optuna.search._lease import Leases
@@ -31,21 +30,17 @@ from moe_optuna.search._local import Executor, LocalExecutor
 from moe_optuna.search._runs import Runs
 from moe_optuna.search._slots import local_slots
 from moe_optuna.search._storage import hold, open_storage
+from moe_optuna.search._studies import FORMAT, Studies
 from moe_optuna.search._work import Tally, Work
 
 if TYPE_CHECKING:
-    from optuna import Study
-    from optuna.storages import BaseStorage
-
     from moe_optuna.laws import LadderLaws
     from moe_optuna.samplers import Recommendation, TriadSampler
     from moe_optuna.search.blueprint import Blueprint
     from moe_optuna.space import Phase, SearchSpace
-    from moe_optuna.triad import Triad
 
 __all__ = ["SearchResult", "search"]
 
-FORMAT = 1
 EXECUTORS = ("local", "ray")
 TRIAL = "moe_optuna.search._trial"
 LARGEST_SEED = 2**31
@@ -151,17 +146,19 @@ def search(
                 workers, devices_per_trial=devices_per_trial, address=ray_address, module=trial, logs=folder / "logs"
             )
         runs = Runs(folder / "runs.csv")
-        clock = _Clock(space, observer or (lambda event: None))
+        clock = Clock(space, observer or (lambda event: None))
         controller = Controller(
             running,
             Leases(exclusive=storage is None),
             observer=clock.observe,
-            finished=lambda work, ended: runs.write(),
+            finished=lambda work: runs.write(),
         )
         stack.callback(lambda: running.close(0.0 if controller.hurried else GRACE))
         stack.enter_context(controller.signals())
         stack.enter_context(_files_in(folder))
-        return _Ladder(space, store, controller, recipe, seed, folder, runs, clock).climb()
+        clock.observe(Event("prepare"))
+        studies = Studies(space, store, seed, folder, controller.prepare(recipe))
+        return _Ladder(space, studies, controller, recipe, folder, runs, clock).climb()
 
 
 def make_folder(folder: Path) -> None:
@@ -213,21 +210,16 @@ class _Ladder:
     """One search on its way up."""
 
     space: SearchSpace
-    storage: BaseStorage
+    studies: Studies
     controller: Controller
     recipe: dict[str, Any]
-    seed: int
     out: Path
     runs: Runs
-    clock: _Clock
-    text: dict[str, Any] = field(default_factory=dict)
-    studies: dict[int, list[Study]] = field(default_factory=lambda: {0: [], 1: [], 2: []})
+    clock: Clock
     allocations: list[tuple[float, float]] = field(default_factory=list)
 
     def climb(self) -> SearchResult:
         """All budgets, then the blueprint."""
-        self.clock.observe(Event("prepare"))
-        self.text = self.controller.prepare(self.recipe)
         outcome, prediction, before = None, None, None
         for step, compute in enumerate(self.space.budgets):
             if step and compute == self.space.budgets[-1]:
@@ -242,9 +234,8 @@ class _Ladder:
         self.runs.write()
         _write_json(self.out / "laws.json", laws.to_dict(), held_out)
         _write_json(self.out / "blueprint.json", blueprint.to_dict(), held_out)
-        names = tuple(study.study_name for phase in self.studies.values() for study in phase)
         self.clock.observe(Event("done"))
-        return SearchResult(self.out, blueprint, laws, names, self.runs.counts, held_out)
+        return SearchResult(self.out, blueprint, laws, self.studies.names, self.runs.counts, held_out)
 
     def _budget(
         self, step: int, compute: float, before: Recommendation | None, prediction: dict[str, Any] | None
@@ -256,14 +247,14 @@ class _Ladder:
         if plan.trials(0, step):
             zero = self._phase(space.phase_zero(compute, **_coordinates(before)), step, attributes)
             flops_per_token = self._allocate(compute, zero.recommend().architecture.non_embedding.flops_per_token)
-        flops_per_token = self._recorded(1, compute, "flops_per_token") or flops_per_token
+        flops_per_token = self.studies.recorded(1, compute, "flops_per_token") or flops_per_token
         found = one = self._phase(
             space.phase_one(compute, flops_per_token=flops_per_token),
             step,
             attributes | {"flops_per_token": flops_per_token},
         )
         if plan.trials(2, step):
-            triad = self._locked(compute) or one.work.phase.triad_of(one.recommend().architecture)
+            triad = self.studies.locked(compute) or one.work.phase.triad_of(one.recommend().architecture)
             found = self._phase(
                 space.phase_two(triad, compute=compute), step, attributes | {"triad": json.dumps(triad.to_dict())}
             )
@@ -273,11 +264,11 @@ class _Ladder:
 
     def _phase(self, phase: Phase, step: int, attributes: dict[str, Any]) -> _Searched:
         """One study, brought to its trials; at most one for each architecture that the phase may propose."""
-        study, sampler = self._study(phase, tuple(self.studies[phase.number]), attributes)
-        self.studies[phase.number].append(study)
+        study, sampler = self.studies.open(phase, attributes)
         self.runs.add(study, phase)
         trials = min(self.space.search.trials(phase.number, step), len(phase.lattice))
-        work = Work(study, phase, trials, self.recipe, self.text["content"], self.seed, self.out / "checkpoints")
+        text, seed = self.studies.text["content"], self.studies.seed
+        work = Work(study, phase, trials, self.recipe, text, seed, self.out / "checkpoints")
         self.clock.observe(work.event("study", Tally.of(work.study)))
         self.controller.run(work)
         return _Searched(work, sampler)
@@ -290,75 +281,15 @@ class _Ladder:
         queued = [trial for trial in trials if "fixed_params" in trial.system_attrs]
         if queued:  # by an earlier run: what it chose stands
             params = queued[0].system_attrs["fixed_params"]
-            first = queued[0].user_attrs["seed"] - self.seed
+            first = queued[0].user_attrs["seed"] - self.studies.seed
         else:
             params = phase.params(phase.lattice.index(found.recommend().architecture))
             first = int(any(trial.params == params and trial.state == TrialState.COMPLETE for trial in trials))
         for number in range(first + len(queued), repeats + 1):
-            study.enqueue_trial(params, user_attrs={"seed": self.seed + number})
+            study.enqueue_trial(params, user_attrs={"seed": self.studies.seed + number})
         work = replace(found.work, trials=found.work.trials + repeats + 1 - first)
         self.clock.observe(work.event("study", Tally.of(work.study)))
         self.controller.run(work)
-
-    def _study(self, phase: Phase, parents: Sequence[Study], attributes: dict[str, Any]) -> tuple[Study, TriadSampler]:
-        """The study of a phase, new or as an earlier run left it."""
-        from moe_optuna.pruners import BandPruner
-        from moe_optuna.samplers import TriadSampler
-
-        name = phase.study_name(self.space.name)
-        sampler = TriadSampler(phase, parents=parents, seed=zlib.crc32(f"{self.seed}/{name}".encode()))
-        pruner = BandPruner(parents=[study for studies in self.studies.values() for study in studies])
-        study = optuna.create_study(
-            storage=self.storage, study_name=name, sampler=sampler, pruner=pruner, load_if_exists=True
-        )
-        text = json.dumps(self.space.to_dict())
-        known = study.user_attrs
-        if known.get("space", text) != text:
-            raise InputError(
-                f"holds a search of another space that is also called {self.space.name!r}; expected the same space,"
-                " another name or another folder",
-                where=self.out,
-            )
-        if known.get("seed", self.seed) != self.seed:
-            raise InputError(
-                f"{self.seed}, expected {known['seed']}, with which this search began, or another folder",
-                where="--seed",
-            )
-        if known.get("text", self.text)["content"] != self.text["content"]:
-            raise InputError(
-                f"sha256 {self.text['content'][:12]}, expected {known['text']['content'][:12]}, with which this search"
-                " began: the text has changed; expected the same text, or another folder",
-                where=self.recipe["data"],
-            )
-        wanted = {
-            "text": self.text,
-            "phase": phase.number,
-            "compute": phase.compute,
-            "space": text,
-            "seed": self.seed,
-            "parents": [parent.study_name for parent in parents],
-            "law_version": FORMAT,
-            **attributes,
-        }
-        for key, value in wanted.items():
-            if key not in known:
-                study.set_user_attr(key, value)
-        return study, sampler
-
-    def _recorded(self, phase: int, compute: float, key: str) -> Any:
-        """An attribute of a study that an earlier run began: what it was held to does not move with later trials."""
-        name = f"{self.space.name}/{compute:.3g}/phase-{phase}"
-        with contextlib.suppress(KeyError):
-            return optuna.load_study(storage=self.storage, study_name=name).user_attrs.get(key)
-        return None
-
-    def _locked(self, compute: float) -> Triad | None:
-        from moe_optuna.triad import Tolerances, Triad
-
-        if (text := self._recorded(2, compute, "triad")) is None:
-            return None
-        data = json.loads(text)
-        return Triad(**{**data, "tolerances": Tolerances(**data["tolerances"])})
 
     def _allocate(self, compute: float, flops_per_token: float) -> float:
         """M at this budget, from phase 0 at this and the smaller ones: a power law in C once three are there."""
@@ -372,7 +303,7 @@ class _Ladder:
     def _prediction(self, compute: float) -> dict[str, Any] | None:
         """What the smaller budgets say about this one, made before its first trial and kept."""
         for phase in (0, 1):
-            if (text := self._recorded(phase, compute, "prediction")) is not None:
+            if (text := self.studies.recorded(phase, compute, "prediction")) is not None:
                 found: dict[str, Any] = json.loads(text)
                 return found
         from moe_optuna.search.blueprint import plan
@@ -386,44 +317,7 @@ class _Ladder:
     def _fit(self) -> LadderLaws:
         from moe_optuna.laws import fit_ladder
 
-        return fit_ladder(self.runs.columns(), space=self.space.name, seed=self.seed)
-
-
-@dataclass
-class _Clock:
-    """Adds the time left to each event: what is planned, over the rate at which it has been worked off."""
-
-    space: SearchSpace
-    observer: Observer
-    _since: float | None = None
-    _there: dict[tuple[float, int], float] = field(default_factory=dict)  # FLOPs of trials found finished, by study
-    _done: dict[tuple[float, int], float] = field(default_factory=dict)  # FLOPs of all finished trials
-    _running: dict[tuple[float, int, int], float] = field(default_factory=dict)
-
-    def observe(self, event: Event) -> None:
-        """Pass an event on, with the time left."""
-        if event.phase is not None and event.kind != "note":
-            study = (event.compute, event.phase)
-            self._done[study] = event.finished * event.compute
-            self._there.setdefault(study, self._done[study])
-            if event.trial is not None and event.kind == "end":
-                self._running.pop((*study, event.trial), None)
-            elif event.trial is not None:
-                self._since = self._since or time.monotonic()
-                self._running[*study, event.trial] = event.fraction * event.compute
-        self.observer(replace(event, remaining=self._remaining()))
-
-    def _remaining(self) -> float | None:
-        plan = self.space.search
-        planned = sum(
-            compute * (plan.trials(0, step) + plan.trials(1, step) + plan.trials(2, step) + plan.repeated(step))
-            for step, compute in enumerate(self.space.budgets)
-        )
-        done = sum(self._done.values()) + sum(self._running.values())
-        trained = done - sum(self._there.values())
-        if self._since is None or trained <= 0:
-            return None
-        return max(0.0, planned - done) * (time.monotonic() - self._since) / trained
+        return fit_ladder(self.runs.columns(), space=self.space.name, seed=self.studies.seed)
 
 
 @dataclass(frozen=True)

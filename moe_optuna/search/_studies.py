@@ -1,0 +1,125 @@
+"""The studies of a search: opened as an earlier run left them, and refused where they are another search's."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import zlib
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import optuna
+
+from moe_optuna.errors import InputError
+from moe_optuna.triad import Tolerances, Triad
+
+if TYPE_CHECKING:
+    from optuna import Study
+    from optuna.storages import BaseStorage
+
+    from moe_optuna.samplers import TriadSampler
+    from moe_optuna.space import Phase, SearchSpace
+
+__all__ = ["FORMAT", "Studies"]
+
+FORMAT = 1
+
+
+@dataclass
+class Studies:
+    """The studies that a search has opened, in the order of the ladder for each phase.
+
+    Attributes:
+        space, storage, seed: The search's.
+        out: Its folder, for messages.
+        text: What it trains on, with the text's hash as ``content``.
+        opened: By phase.
+    """
+
+    space: SearchSpace
+    storage: BaseStorage
+    seed: int
+    out: Path
+    text: dict[str, Any]
+    opened: dict[int, list[Study]] = field(default_factory=lambda: {0: [], 1: [], 2: []})
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of all, by phase, then by budget."""
+        return tuple(study.study_name for studies in self.opened.values() for study in studies)
+
+    def open(self, phase: Phase, attributes: dict[str, Any]) -> tuple[Study, TriadSampler]:
+        """The study of a phase, new or as an earlier run left it; attributes that it has stay as they are.
+
+        The same phase at the smaller budgets is the sampler's parents; everything so far is the pruner's.
+
+        Raises:
+            InputError: Where it is not of this search.
+        """
+        from moe_optuna.pruners import BandPruner
+        from moe_optuna.samplers import TriadSampler
+
+        name, parents = phase.study_name(self.space.name), tuple(self.opened[phase.number])
+        sampler = TriadSampler(phase, parents=parents, seed=zlib.crc32(f"{self.seed}/{name}".encode()))
+        pruner = BandPruner(parents=[study for studies in self.opened.values() for study in studies])
+        study = optuna.create_study(
+            storage=self.storage, study_name=name, sampler=sampler, pruner=pruner, load_if_exists=True
+        )
+        self._check(study)
+        wanted = {
+            "text": self.text,
+            "phase": phase.number,
+            "compute": phase.compute,
+            "space": json.dumps(self.space.to_dict()),
+            "seed": self.seed,
+            "parents": [parent.study_name for parent in parents],
+            "law_version": FORMAT,
+            **attributes,
+        }
+        known = study.user_attrs
+        for key, value in wanted.items():
+            if key not in known:
+                study.set_user_attr(key, value)
+        self.opened[phase.number].append(study)
+        return study, sampler
+
+    def recorded(self, phase: int, compute: float, key: str) -> Any:
+        """An attribute of a study that an earlier run began, ``None`` without: what it was held to does not move with
+        later trials."""
+        name = f"{self.space.name}/{compute:.3g}/phase-{phase}"
+        with contextlib.suppress(KeyError):
+            return optuna.load_study(storage=self.storage, study_name=name).user_attrs.get(key)
+        return None
+
+    def locked(self, compute: float) -> Triad | None:
+        """The triad that phase 2 was locked to by an earlier run."""
+        if (text := self.recorded(2, compute, "triad")) is None:
+            return None
+        data = json.loads(text)
+        return Triad(**{**data, "tolerances": Tolerances(**data["tolerances"])})
+
+    def _check(self, study: Study) -> None:
+        known = study.user_attrs
+        if "space" not in known and study.get_trials(deepcopy=False):
+            raise InputError(
+                f"holds a study {study.study_name!r} that is not a search's; expected another folder or storage",
+                where=self.out,
+            )
+        if known.get("space", text := json.dumps(self.space.to_dict())) != text:
+            raise InputError(
+                f"holds a search of another space that is also called {self.space.name!r}; expected the same space,"
+                " another name or another folder",
+                where=self.out,
+            )
+        if known.get("seed", self.seed) != self.seed:
+            raise InputError(
+                f"{self.seed}, expected {known['seed']}, with which this search began, or another folder",
+                where="--seed",
+            )
+        if (began := known.get("text", self.text)["content"]) != (found := self.text["content"]):
+            raise InputError(
+                f"sha256 {found[:12]}, expected {began[:12]}, with which this search began: the text has changed;"
+                " expected the same text, or another folder",
+                where=self.space.training.get("data", "python"),
+            )
