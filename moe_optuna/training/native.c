@@ -19,7 +19,8 @@
 #define SIMD_MAX(s) _Pragma(SIMD_TEXT(omp simd reduction(max : s)))
 #define SIMD_TEXT(text) #text
 
-enum { BLOCK = 64, ROWS = 256 }; /* queries, and rows of an expert, that are worked on while they lie in the cache */
+/* Queries, and rows of an expert, that are worked on while they lie in the cache; numbers of a vector. */
+enum { BLOCK = 64, ROWS = 256, LANES = 16 };
 
 typedef void (*Gemm)(const char *, const char *, const int *, const int *, const int *, const float *, const float *,
                      const int *, const float *, const int *, const float *, float *, const int *);
@@ -38,9 +39,10 @@ static float *numbers(size_t n) {
     return posix_memalign(&memory, 64, (n ? n : 1) * sizeof(float)) ? NULL : memory;
 }
 
-/* exp to 2 ulp (Cephes' polynomial); unlike the library's it becomes vector instructions. NaN stays NaN. */
-static inline float exponential(float x) {
-    x = x < -87.0f ? -87.0f : x;
+/* exp to 2 ulp (Cephes' polynomial); unlike the library's it becomes vector instructions. NaN stays NaN, and what is
+   almost subnormal, with which arithmetic is slow, is 0. */
+static inline float exponential(float given) {
+    float x = given < -87.0f ? -87.0f : given;
     x = x > 88.0f ? 88.0f : x;
     float n = rintf(x * 1.44269504088896341f);
     float r = (x - n * 0.693359375f) + n * 2.12194440e-4f;
@@ -52,7 +54,7 @@ static inline float exponential(float x) {
     p = p * r + 5.0000001201e-1f;
     p = p * r * r + r + 1.0f;
     union { int32_t i; float f; } power = {((int32_t)n + 127) << 23};
-    return p * power.f;
+    return given < -80.0f ? 0.0f : p * power.f;
 }
 
 static inline float logistic(float x) { return 1.0f / (1.0f + exponential(-x)); }
@@ -121,24 +123,26 @@ static void turn_back(int C, const float *x, const float *pair, float *out) {
     }
 }
 
+/* Keys in whole vectors: ragged rows would spend their time in the remainders, and in guessing their length. */
+static int whole(int n) { return (n + LANES - 1) / LANES * LANES; }
+
 /* scores[r][j] = exp(q k / sqrt(C) - lse) for keys j up to the query first + r, 0 for the later ones of the block;
-   without `lse` known it is the softmax, and written. */
-static void probabilities(int m, int n, int first, int S, float *scores, float *lse, int known) {
+   without `lse` known it is the softmax, and written. Rows are `ld` apart, a multiple of the lanes. */
+static void probabilities(int m, int first, int ld, float *scores, float *lse, int known) {
+    int n = whole(first + m);
     for (int r = 0; r < m; r++) {
-        float *row = scores + (size_t)r * S;
-        int seen = first + r + 1;
+        float *row = scores + (size_t)r * ld, most = -1e30f, s = 0;
+        for (int j = first + r + 1; j < n; j++) row[j] = -1e30f;
         if (known) {
             float shift = lse[r];
-            SIMD for (int j = 0; j < seen; j++) row[j] = exponential(row[j] - shift);
+            SIMD for (int j = 0; j < n; j++) row[j] = exponential(row[j] - shift);
         } else {
-            float most = row[0], s = 0;
-            SIMD_MAX(most) for (int j = 1; j < seen; j++) most = row[j] > most ? row[j] : most;
-            SIMD_SUM(s) for (int j = 0; j < seen; j++) s += row[j] = exponential(row[j] - most);
+            SIMD_MAX(most) for (int j = 0; j < n; j++) most = row[j] > most ? row[j] : most;
+            SIMD_SUM(s) for (int j = 0; j < n; j++) s += row[j] = exponential(row[j] - most);
             lse[r] = most + logf(s);
             float scale = 1.0f / s;
-            SIMD for (int j = 0; j < seen; j++) row[j] *= scale;
+            SIMD for (int j = 0; j < n; j++) row[j] *= scale;
         }
-        for (int j = seen; j < n; j++) row[j] = 0;
     }
 }
 
@@ -146,10 +150,10 @@ static void probabilities(int m, int n, int first, int S, float *scores, float *
 void attention_forward(int B, int S, int H, int G, int C, const float *qkv, const float *query_gain,
                        const float *key_gain, const float *table, float *qk, float *inverse, float *y, float *lse,
                        int threads) {
-    int ld = (H + G) * C, ld_qkv = (H + 2 * G) * C;
+    int ld = (H + G) * C, ld_qkv = (H + 2 * G) * C, ld_scores = whole(S);
     float scale = 1.0f / sqrtf(C);
     PARALLEL {
-        float *scores = numbers((size_t)BLOCK * S);
+        float *scores = numbers((size_t)BLOCK * ld_scores);
         FOR for (int t = 0; t < B * S; t++) for (int h = 0; h < H + G; h++) {
             const float *x = qkv + (size_t)t * ld_qkv + h * C, *gain = h < H ? query_gain : key_gain;
             float *out = qk + (size_t)t * ld + h * C;
@@ -168,9 +172,9 @@ void attention_forward(int B, int S, int H, int G, int C, const float *qkv, cons
             const float *v = qkv + (size_t)b * S * ld_qkv + (H + G + g) * C;
             for (int first = 0; first < S; first += BLOCK) {
                 int m = S - first < BLOCK ? S - first : BLOCK, n = first + m;
-                product('N', 'T', m, n, C, scale, q + (size_t)first * ld, ld, k, ld, 0, scores, S);
-                probabilities(m, n, first, S, scores, lse + (size_t)unit * S + first, 0);
-                product('N', 'N', m, C, n, 1, scores, S, v, ld_qkv, 0, y + ((size_t)b * S + first) * H * C + h * C,
+                product('N', 'T', m, n, C, scale, q + (size_t)first * ld, ld, k, ld, 0, scores, ld_scores);
+                probabilities(m, first, ld_scores, scores, lse + (size_t)unit * S + first, 0);
+                product('N', 'N', m, C, n, 1, scores, ld_scores, v, ld_qkv, 0, y + ((size_t)b * S + first) * H * C + h * C,
                         H * C);
             }
         }
@@ -182,11 +186,11 @@ void attention_backward(int B, int S, int H, int G, int C, const float *qkv, con
                         const float *key_gain, const float *table, const float *qk, const float *inverse,
                         const float *y, float *lse, const float *dy, float *dqkv, float *dquery_gain, float *dkey_gain,
                         int threads) {
-    int ld = (H + G) * C, ld_qkv = (H + 2 * G) * C, T = B * S, chunk = (T + threads - 1) / threads;
+    int ld = (H + G) * C, ld_qkv = (H + 2 * G) * C, ld_p = whole(S), T = B * S, chunk = (T + threads - 1) / threads;
     float scale = 1.0f / sqrtf(C), *part = numbers((size_t)threads * 2 * C), *sums = numbers(2 * C);
     memset(part, 0, (size_t)threads * 2 * C * sizeof(float));
     PARALLEL {
-        float *p = numbers((size_t)BLOCK * S), *dp = numbers((size_t)BLOCK * S);
+        float *p = numbers((size_t)BLOCK * ld_p), *dp = numbers((size_t)BLOCK * ld_p);
         FOR for (int unit = 0; unit < B * G; unit++) {
             int b = unit / G, g = unit % G;
             const float *k = qk + (size_t)b * S * ld + (H + g) * C, *v = qkv + (size_t)b * S * ld_qkv + (H + G + g) * C;
@@ -199,17 +203,17 @@ void attention_backward(int B, int S, int H, int G, int C, const float *qkv, con
                 int m = S - first < BLOCK ? S - first : BLOCK, n = first + m;
                 size_t row = (size_t)b * S + first;
                 const float *q = qk + row * ld + h * C, *up = dy + row * H * C + h * C, *out = y + row * H * C + h * C;
-                product('N', 'T', m, n, C, scale, q, ld, k, ld, 0, p, S);
-                probabilities(m, n, first, S, p, lse + ((size_t)b * H + h) * S + first, 1);
-                product('N', 'T', m, n, C, 1, up, H * C, v, ld_qkv, 0, dp, S);
-                product('T', 'N', n, C, m, 1, p, S, up, H * C, 1, dv, ld_qkv);
+                product('N', 'T', m, n, C, scale, q, ld, k, ld, 0, p, ld_p);
+                probabilities(m, first, ld_p, p, lse + ((size_t)b * H + h) * S + first, 1);
+                product('N', 'T', m, n, C, 1, up, H * C, v, ld_qkv, 0, dp, ld_p);
+                product('T', 'N', n, C, m, 1, p, ld_p, up, H * C, 1, dv, ld_qkv);
                 for (int r = 0; r < m; r++) {
-                    float along = 0, *pr = p + (size_t)r * S, *dpr = dp + (size_t)r * S;
+                    float along = 0, *pr = p + (size_t)r * ld_p, *dpr = dp + (size_t)r * ld_p;
                     SIMD_SUM(along) for (int i = 0; i < C; i++) along += up[r * H * C + i] * out[r * H * C + i];
                     SIMD for (int j = 0; j < n; j++) dpr[j] = pr[j] * (dpr[j] - along) * scale;
                 }
-                product('N', 'N', m, C, n, 1, dp, S, k, ld, 0, dqkv + row * ld_qkv + h * C, ld_qkv);
-                product('T', 'N', n, C, m, 1, dp, S, q, ld, 1, dk, ld_qkv);
+                product('N', 'N', m, C, n, 1, dp, ld_p, k, ld, 0, dqkv + row * ld_qkv + h * C, ld_qkv);
+                product('T', 'N', n, C, m, 1, dp, ld_p, q, ld, 1, dk, ld_qkv);
             }
         }
         FOR for (int thread = 0; thread < threads; thread++) {
