@@ -36,6 +36,7 @@ from moe_optuna.search._channel import Message
 from moe_optuna.search._events import Observer
 from moe_optuna.search._lease import Leases
 from moe_optuna.search._local import Executor
+from moe_optuna.search._storage import together
 from moe_optuna.search._work import Run, Tally, Work
 
 if TYPE_CHECKING:
@@ -157,8 +158,8 @@ class Controller:
                 if tally.trained + tally.running >= work.trials:
                     return None
             trial = work.study.ask()
-            self.leases.take(work.study, trial._trial_id)
-            with contextlib.suppress(optuna.TrialPruned):
+            with together(work.study._storage), contextlib.suppress(optuna.TrialPruned):
+                self.leases.take(work.study, trial._trial_id)
                 architecture = work.phase.suggest(trial)
                 if architecture not in self._failed:
                     return work.run(trial, architecture)

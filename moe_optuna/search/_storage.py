@@ -22,7 +22,7 @@ from moe_optuna.errors import InputError
 if TYPE_CHECKING:
     from optuna.storages import BaseStorage
 
-__all__ = ["Journal", "hold", "open_storage", "redact", "repair"]
+__all__ = ["Journal", "hold", "open_storage", "redact", "repair", "together"]
 
 
 _PASSING = {
@@ -43,12 +43,30 @@ class Journal(JournalFileBackend):
     that dies loses nothing at all.
     """
 
+    def __init__(self, path: str) -> None:
+        super().__init__(path)
+        self._held: list[dict[str, Any]] | None = None
+
+    @contextlib.contextmanager
+    def together(self) -> Iterator[None]:
+        """Write what is recorded within as one append; until then the storage does not see it."""
+        self._held = []
+        try:
+            yield
+        finally:
+            held, self._held = self._held, None
+            if held:
+                self.append_logs(held)
+
     def append_logs(self, logs: list[dict[str, Any]]) -> None:
         """Append records; where one is more than a running trial's, wait until the whole file is on the disk.
 
         Raises:
             OSError: Where they could not be written; the file is as it was.
         """
+        if self._held is not None:
+            self._held += logs
+            return
         lines = "".join(json.dumps(log, separators=(",", ":")) + "\n" for log in logs)
         with get_lock_file(self._lock), open(self._file_path, "ab", buffering=0) as file:
             size = os.fstat(file.fileno()).st_size
@@ -61,6 +79,12 @@ class Journal(JournalFileBackend):
             except OSError:
                 file.truncate(size)
                 raise
+
+
+def together(storage: BaseStorage) -> contextlib.AbstractContextManager[None]:
+    """Within it, what is recorded about a trial is written at its end, in one go where the storage is a journal."""
+    backend = getattr(storage, "_backend", None)
+    return backend.together() if isinstance(backend, Journal) else contextlib.nullcontext()
 
 
 def open_storage(url: str | None, out: Path, *, workers: int) -> BaseStorage:
