@@ -81,6 +81,12 @@ class TextData(pl.LightningDataModule):
             self.rank, self.world_size = self.trainer.global_rank, self.trainer.world_size
         return DataLoader(_Batches(self), batch_size=None, num_workers=0)
 
+    def evaluation_sequences(self, most_tokens: int | None) -> int:
+        """Windows of a forward pass without gradients: as many as a training step's, at least 4096 tokens, at most
+        `most_tokens` where memory binds."""
+        tokens = most_tokens or max(4096, self.sequences // self.micro_batches * self.context_length)
+        return max(1, tokens // self.context_length)
+
     def report_windows(self, count: int) -> Tensor:
         """A fixed part of the held-out windows, evenly spaced: (count, context_length + 1)."""
         if count >= len(self.held_out):

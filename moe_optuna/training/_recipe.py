@@ -44,7 +44,7 @@ class Recipe:
         average: Horizon of the averaged weights used at evaluation, as a share of the steps done; 0: none.
         reports: Points of the report grid.
         report_windows, final_windows: Held-out windows evaluated at a report, and at the last one.
-        data_seed: Order of the training windows; ``None``: the trial's seed.
+        data_seed: Order of the training windows, the same for all trials; ``None``: the trial's seed.
         precision: ``auto`` is bfloat16 where a GPU trains and float32 on a CPU.
         strategy: Lightning's strategy where a trial has several devices (``ddp``, ``fsdp``).
     """
@@ -68,7 +68,7 @@ class Recipe:
     reports: int = 8
     report_windows: int = 32
     final_windows: int = 256
-    data_seed: int | None = None
+    data_seed: int | None = 0
     precision: str = "auto"
     strategy: str = "ddp"
 
@@ -80,7 +80,7 @@ class Recipe:
                 if field.default is not None
                 else (float if "rate" in field.name or "decay" in field.name else int)
             )
-            if value is None and field.default is None:
+            if value is None and (field.default is None or field.name == "data_seed"):
                 continue
             if kind is float and isinstance(value, int) and not isinstance(value, bool):
                 object.__setattr__(self, field.name, value := float(value))

@@ -18,9 +18,13 @@ from moe_optuna.training.kernels import norm_rotate, rms_norm, rotate
 __all__ = ["Attention", "rotary_table"]
 
 
-def rotary_table(context_length: int, n_heads: int, d_head: int, base: float = 10_000.0) -> Tensor:
-    """``exp(i t base^(-2 j / C))`` for position t and pair j, repeated for each head: complex, (S, H C/2)."""
-    frequency = base ** (-torch.arange(0, d_head, 2, dtype=torch.float64) / d_head)
+def rotary_table(context_length: int, n_heads: int, d_head: int) -> Tensor:
+    """``exp(i t S^(-2 j / C))`` for position t and pair j, repeated for each head: complex, (S, H C/2).
+
+    The base is the context S: the slowest pair turns by one to two radians over it, so that every pair tells positions
+    apart. With the usual 10,000 half of a small head's pairs hardly turn within a short context.
+    """
+    frequency = float(context_length) ** (-torch.arange(0, d_head, 2, dtype=torch.float64) / d_head)
     angle = torch.outer(torch.arange(context_length, dtype=torch.float64), frequency)
     return torch.polar(torch.ones_like(angle), angle).to(torch.complex64).repeat(1, n_heads)
 

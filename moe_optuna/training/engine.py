@@ -149,7 +149,7 @@ class _Grid(pl.Callback):
         final = done + 1 == reports
         begin = time.perf_counter()
         windows = self.data.held_out if final else self.data.report_windows(module.recipe.report_windows)
-        loss = module.held_out_loss(windows, max(1, hyper.sequences // self.data.micro_batches))
+        loss = module.held_out_loss(windows, self.data.evaluation_sequences(module.recipe.micro_batch_tokens))
         self.evaluation_seconds += time.perf_counter() - begin
         if not math.isfinite(loss):
             self.failure = TrainingFailure(

@@ -1,7 +1,8 @@
-"""What each parameter is: its fan-in, its initial standard deviation, and the group that it is optimized in."""
+"""What each parameter is: its fan-in, its initial value, and the group that it is optimized in."""
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Iterator
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from moe_optuna.training.attention import Attention
 from moe_optuna.training.model import MoELanguageModel
 from moe_optuna.training.rules import Hyperparameters, rate_factor
 
@@ -26,15 +28,15 @@ def fan_ins(model: MoELanguageModel) -> Iterator[tuple[str, nn.Parameter, int | 
 def initialise(model: MoELanguageModel, seed: int) -> None:
     """Draw all matrices, on the CPU and parameter by parameter, so that a seed means the same on every device.
 
-    Gains stay 1 and biases 0.
+    Attention starts by looking at the tokens just before (`_look_back`). Other gains stay 1, and biases 0.
     """
     a = model.architecture
     generator = torch.Generator().manual_seed(seed)
     for name, parameter, fan_in in fan_ins(model):
         if parameter.ndim < 2:
             continue
-        if fan_in is None:  # the embedding: unit variance a feature once normalised; small, so that layers matter
-            std = 0.5 if not a.tied_embeddings else a.d_model**-0.5
+        if fan_in is None:  # the embedding: unit variance a feature, as after the norms
+            std = 1.0 if not a.tied_embeddings else a.d_model**-0.5
         else:
             std = fan_in**-0.5
             if name.endswith(("attention.output.weight", "down_EDF", "down.weight")):
@@ -42,6 +44,30 @@ def initialise(model: MoELanguageModel, seed: int) -> None:
             elif name.endswith("router.weight") or name == "head.weight":
                 std *= 0.1
         parameter.copy_(torch.randn(parameter.shape, generator=generator).mul_(std))
+    for module in model.modules():
+        if isinstance(module, Attention):
+            _look_back(module, a.context_length)
+
+
+def _look_back(attention: Attention, context_length: int) -> None:
+    """Queries that find the token 1, 2, ... places back, whatever it is, by the same map as the keys turned by so many
+    places; heads that share keys look at different places.
+
+    At random, attention takes most of a small budget to learn to look at the token before, and when it does is chance.
+    Gains of the QK norm start where the largest score is ``2 log S``: enough to single out one of S keys.
+    """
+    H, G, C = attention.shape
+    weight_HCD = attention.qkv.weight[: (H + G) * C].view(H + G, C, -1)
+    angle = context_length ** (-torch.arange(0, C, 2) / C)
+    for head in range(H):
+        key, back = weight_HCD[H + head * G // H], 1 + head % (H // G)
+        cos, sin = (back * angle).cos()[:, None], (back * angle).sin()[:, None]
+        weight_HCD[head, 0::2] = key[0::2] * cos + key[1::2] * sin
+        weight_HCD[head, 1::2] = key[1::2] * cos - key[0::2] * sin
+    if attention.norm_over is not None:
+        gain = (2 * math.log(context_length) / C**0.5) ** 0.5
+        attention.query_gain.fill_(gain)
+        attention.key_gain.fill_(gain)
 
 
 def parameter_groups(model: MoELanguageModel, hyper: Hyperparameters) -> list[dict[str, Any]]:

@@ -7,7 +7,7 @@ by initialisation and by a rate a tensor, as muP for mixtures of experts demands
 
     learning rate of a matrix  =  rate(C) * reference fan-in / fan-in
     learning rate of the rest  =  rate(C)                       (embeddings, gains, biases)
-    initial standard deviation =  1 / sqrt(fan-in), of output projections also / sqrt(2 L), of router and head small
+    initial standard deviation =  1 / sqrt(fan-in), of output projections also / sqrt(2 L), of router and head a tenth
 
 Coefficients were tuned at this project's scales by `benchmarks/fairness.py`.
 """
@@ -69,11 +69,11 @@ def hyperparameters(
         multiple: The batch is a multiple of so many sequences (the devices of a trial).
     """
     context = architecture.context_length
-    batch = recipe.batch_tokens or 1024 * (compute / _ANCHOR) ** 0.3644
+    batch = recipe.batch_tokens or 256 * (compute / _ANCHOR) ** 0.3644
     sequences = max(1, round(batch / context / multiple)) * multiple
     steps = max(1, round(tokens / (sequences * context)))
     return Hyperparameters(
-        learning_rate=recipe.learning_rate or 6e-3 * (compute / _ANCHOR) ** -0.1529,
+        learning_rate=recipe.learning_rate or 3.2e-3 * (compute / _ANCHOR) ** -0.1529,
         sequences=sequences,
         steps=steps,
         weight_decay=0.1 if recipe.weight_decay is None else recipe.weight_decay,

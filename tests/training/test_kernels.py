@@ -27,7 +27,7 @@ def test_rotation_turns_pairs_by_their_position() -> None:
     table = rotary_table(S, H, C).to(torch.complex128)
     turned = rotate(x, table)
     for position, pair in ((0, 0), (5, 1), (3, 0)):
-        angle = position * 10_000 ** (-2 * pair / C)
+        angle = position * S ** (-2 * pair / C)
         a, b = x[position + S, 1, 2 * pair : 2 * pair + 2]
         expected = torch.stack([a * math.cos(angle) - b * math.sin(angle), a * math.sin(angle) + b * math.cos(angle)])
         torch.testing.assert_close(turned[position + S, 1, 2 * pair : 2 * pair + 2], expected, rtol=0, atol=1e-6)

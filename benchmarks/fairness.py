@@ -1,0 +1,135 @@
+"""Is the learning rate of the rule the best one at every corner of a space? A sweep around it.
+
+    python benchmarks/fairness.py [--space cpu] [--budgets 1 3] [--seeds 3] [--limit SECONDS] [--out NAME]
+
+Corners are architectures of the space's own lattices at a budget: the widest, the deepest, the most and the least
+sparse of phase 1, and of phase 2 around the most median of them those with the widest and with the narrowest experts.
+Each is trained with the rule's learning rate times 1/2, 1/sqrt(2), 1, sqrt(2) and 2, with common seeds and in common
+data order. `excess` is the rule's mean loss over the least mean loss of the five, in percent; `error` the standard
+error of that difference over seeds; `best` the factor where a parabola through the five means is least.
+
+Results are written after each training and resumed, as long as the rule has not changed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import time
+from dataclasses import asdict, replace
+from typing import Any
+
+import numpy as np
+from record import RESULTS, record
+
+from moe_optuna.architecture import MoEArchitecture
+from moe_optuna.space import SearchSpace
+from moe_optuna.training import Recipe, train
+from moe_optuna.training.model import MoELanguageModel
+from moe_optuna.training.parameters import initialise, parameter_groups
+from moe_optuna.training.rules import hyperparameters
+
+FACTORS = (0.5, 0.5**0.5, 1.0, 2**0.5, 2.0)
+SHOWN = ("d_model", "n_dense_layers", "n_moe_layers", "d_expert", "n_experts", "top_k")
+
+
+def corners(space: SearchSpace, compute: float) -> dict[str, MoEArchitecture]:
+    """Six different architectures at the edges of what the space's phases 1 and 2 offer at a budget."""
+    phase = space.phase_one(compute)
+    one = phase.lattice.arrays
+    depth, expansion = one["n_dense_layers"] + one["n_moe_layers"], one["total_params"] / one["active_params"]
+    middle = int(np.argsort(one["total_params"])[len(depth) // 2])
+    second = space.phase_two(phase.triad_of(middle), compute=compute)
+    two = second.lattice.arrays
+    ranked = {
+        "wide": (phase, -one["d_model"]),
+        "deep": (phase, -depth),
+        "sparse": (phase, -expansion),
+        "dense": (phase, expansion),
+        "wide experts": (second, -two["d_expert"]),
+        "narrow experts": (second, two["d_expert"] - two["n_experts"] / 1000),
+    }
+    found: dict[str, MoEArchitecture] = {}
+    for name, (at, order) in ranked.items():
+        of = at.lattice
+        found[name] = next(of[int(i)] for i in np.argsort(order, kind="stable") if of[int(i)] not in found.values())
+    return found
+
+
+def identity(a: MoEArchitecture, compute: float, recipe: Recipe) -> str:
+    """A hash of what the rule sets for an architecture: schedule, rates and initial values."""
+    hyper = hyperparameters(a, compute=compute, tokens=tokens(a, compute), recipe=recipe)
+    model = MoELanguageModel(a, recipe)
+    initialise(model, 0)
+    groups = [(g["lr"], g["weight_decay"], len(g["params"])) for g in parameter_groups(model, hyper)]
+    norms = [round(float(p.detach().double().norm()), 6) for p in model.parameters()]
+    text = json.dumps([a.to_dict(), recipe.to_dict(), asdict(hyper), groups, norms], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def tokens(a: MoEArchitecture, compute: float) -> int:
+    return round(compute / a.non_embedding.flops_per_token)
+
+
+def summary(losses: dict[str, list[float]]) -> dict[str, Any]:
+    """What a corner's losses (by factor, one a seed) say about the rule."""
+    L = np.array([losses[f"{factor:.3g}"] for factor in FACTORS])  # (factors, seeds)
+    mean = L.mean(1)
+    best = int(mean.argmin())
+    apart = L[2] - L[best]
+    a, b, _ = np.polyfit(np.log2(FACTORS), mean, 2)
+    return {
+        "excess": 100 * float(mean[2] / mean[best] - 1),
+        "error": 100 * float(apart.std(ddof=1) / len(apart) ** 0.5 / mean[best]) if len(apart) > 1 else float("nan"),
+        "best": float(2 ** np.clip(-b / (2 * a), -2, 2)) if a > 0 else float("nan"),
+        "mean": [float(x) for x in mean],
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--space", default="cpu")
+    parser.add_argument("--budgets", type=int, nargs="+", default=[1, 3], help="positions in the ladder, from 1")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--limit", type=float, default=float("inf"), help="stop after so many seconds; run again")
+    parser.add_argument("--out", default="fairness")
+    arguments = parser.parse_args()
+    space = SearchSpace.load(arguments.space)
+    base = replace(Recipe.from_table(space.training), reports=1)
+    path, begin = RESULTS / f"{arguments.out}.json", time.monotonic()
+    known: dict[str, Any] = json.loads(path.read_text())["data"] if path.is_file() else {}
+    wanted: dict[str, Any] = {}
+    for position in arguments.budgets:
+        compute = space.budgets[position - 1]
+        for name, a in corners(space, compute).items():
+            key, rule = f"{compute:.3g} {name}", identity(a, compute, base)
+            entry = known.get(key)
+            if entry is None or entry["rule"] != rule:
+                shape = {dimension: getattr(a, dimension) for dimension in SHOWN}
+                hyper = hyperparameters(a, compute=compute, tokens=tokens(a, compute), recipe=base)
+                entry = {"rule": rule, "architecture": shape, "learning_rate": hyper.learning_rate}
+                entry |= {"steps": hyper.steps, "sequences": hyper.sequences, "loss": {}}
+            wanted[key] = entry
+            for seed in range(arguments.seeds):
+                for factor in FACTORS:
+                    losses = entry["loss"].setdefault(f"{factor:.3g}", [])
+                    if len(losses) > seed or time.monotonic() - begin > arguments.limit:
+                        continue
+                    recipe = replace(base, learning_rate=entry["learning_rate"] * factor)
+                    result = train(
+                        a, compute=compute, tokens=tokens(a, compute), recipe=recipe, seed=seed, device="cpu", threads=1
+                    )
+                    losses.append(result.loss)
+                    record(arguments.out, known | wanted)
+            if all(len(entry["loss"][f"{factor:.3g}"]) >= arguments.seeds for factor in FACTORS):
+                entry |= summary(entry["loss"])
+                shape = " ".join(f"{k} {v}" for k, v in entry["architecture"].items())
+                losses = " ".join(f"{x:.4f}" for x in entry["mean"])
+                excess = f"excess {entry['excess']:.2f} +- {entry['error']:.2f} %"
+                print(f"{key:22s} {losses}  {excess}  best x{entry['best']:.2f}  ({shape})", flush=True)
+    record(arguments.out, wanted)
+
+
+if __name__ == "__main__":
+    main()
