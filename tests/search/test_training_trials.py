@@ -14,7 +14,7 @@ from moe_optuna.search._local import LocalExecutor
 from moe_optuna.search._slots import Slot
 from moe_optuna.training import Corpus, Recipe, train
 
-SPACE = tiny_space(training={"reports": 4, "report_windows": 4, "final_windows": 16})
+SPACE = tiny_space(training={"batch_tokens": 512, "reports": 4, "report_windows": 4, "final_windows": 16})
 
 
 def task(phase, folder, index=3):
