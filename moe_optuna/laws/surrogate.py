@@ -38,6 +38,7 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 USUAL_SPREAD = 0.015
+USUAL_NOISE = 1e-3  # relative sd of a run's loss over seeds, where no repeats tell it; known within a factor of e
 DRAWS = 512
 JOINT_CANDIDATES = 384
 DROP_GAIN = 0.5  # of log density; where parents are of one law with the largest budget, it stays below -0.4
@@ -218,7 +219,7 @@ class Surrogate:
         self._mixture = [(share, self._members[name]) for name, share in shares.items() if share]
 
     def _prior(self, spread: float, noise: float | None, observations: Observations) -> Prior:
-        guess = noise or _repeat_sd(observations) or max(0.3 * spread, 3e-4)
+        guess = noise or _repeat_sd(observations) or USUAL_NOISE
         amplitude = (np.log(0.3 * spread), 1.0)
         lengths = [(np.log(6.0), 0.7)] + [(np.log(0.5), 0.7)] * len(self.axes)
         seeds = (np.log(guess), 0.05 if noise else 1.0)

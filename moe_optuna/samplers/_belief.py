@@ -31,7 +31,7 @@ Indices = NDArray[np.intp]
 _BAND = 0.001
 _SHORTLIST = 256  # candidates whose joint posterior is worked out
 _NEAR_EDGE = 4  # architectures nearest to an edge of the band, of which the best is run
-_DECEIVED = 0.01  # a law that fits would be found wrong this often
+_DECEIVED = 0.05  # a law that fits is found wrong this often, which costs it no more than the edges of its band
 _EACH = 16  # runs up to which every new one refits the surrogate; beyond, one in _GROWTH of them
 _GROWTH = 1.125
 
@@ -190,14 +190,18 @@ class Belief:
         return int(usable[found.index]), found
 
     def choose(self, history: History, allowed: Indices) -> int | None:
-        """The architecture to run next, out of `allowed` (a,); ``None`` while the start is not complete."""
+        """The architecture to run next, out of `allowed` (a,); ``None`` while the start is not complete.
+
+        Parents take the start's place: what they foretell comes first, and once they prove wrong, what tells most.
+        """
         begun = len(history.taken)
         hopeful = np.flatnonzero(self._hopeful(history))
         hoped = allowed[np.isin(allowed, hopeful)]
         allowed = hoped if len(hoped) else allowed
-        if self._inherited and begun <= 2 * len(self._phase.axes) and not self._deceived(history):
-            return self._foretold(begun, allowed, hopeful)
-        if begun < self._n_startup or not self.informed:
+        if self._inherited:
+            if begun <= 2 * len(self._phase.axes) and not self._deceived(history):
+                return self._foretold(begun, allowed, hopeful)
+        elif begun < self._n_startup or not self.informed:
             return None
         return self._most_telling(history, allowed, hopeful)
 
