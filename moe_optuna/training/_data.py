@@ -16,8 +16,13 @@ from moe_optuna.training._corpus import Corpus
 __all__ = ["TextData"]
 
 
-class _Batches(IterableDataset[Tensor]):
-    """Batches of whole windows from a step on: int64 of shape (sequences of this rank, context_length + 1).
+MOST_STEPS = 16
+"""Most optimizer steps that the trainer is given at once: what it does around a batch costs as much as a small step."""
+
+
+class _Batches(IterableDataset[list[Tensor]]):
+    """Batches of whole windows from a step on: int64 of shape (sequences of this rank, context_length + 1), those of
+    several whole optimizer steps at once, up to the next report.
 
     The stream of windows is the epochs' permutations one after the other, whatever the batch: window i of the stream is
     the same for every architecture of a seed.
@@ -26,7 +31,15 @@ class _Batches(IterableDataset[Tensor]):
     def __init__(self, data: TextData) -> None:
         self.data = data
 
-    def __iter__(self) -> Iterator[Tensor]:
+    def __iter__(self) -> Iterator[list[Tensor]]:
+        batches, step = self._batches(), self.data.first_step
+        while step < self.data.steps:
+            stop = min((report for report in self.data.report_steps if report > step), default=self.data.steps)
+            together = min(MOST_STEPS, stop - step)
+            yield [next(batches) for _ in range(together * self.data.micro_batches)]
+            step += together
+
+    def _batches(self) -> Iterator[Tensor]:
         d = self.data
         S, windows = d.context_length, d.corpus.windows(d.context_length)
         epoch, order = -1, np.empty(0, dtype=np.int64)
@@ -50,6 +63,7 @@ class TextData(pl.LightningDataModule):
         corpus: The tokens.
         context_length, sequences, steps: Shape of the training.
         seed: Of the order of windows.
+        reports: Points of the report grid, evenly spaced over the steps.
         micro_batches: Forward passes of an optimizer step.
         final_windows: Held-out windows of the last report.
     """
@@ -62,6 +76,7 @@ class TextData(pl.LightningDataModule):
         sequences: int,
         steps: int,
         seed: int,
+        reports: int = 1,
         micro_batches: int = 1,
         final_windows: int = 256,
     ) -> None:
@@ -74,9 +89,11 @@ class TextData(pl.LightningDataModule):
         self.corpus, self.context_length = corpus, context_length
         self.sequences, self.steps, self.seed, self.micro_batches = sequences, steps, seed, micro_batches
         self.held_out = torch.from_numpy(corpus.held_out_windows(context_length, final_windows))
+        points = min(reports, steps)
+        self.report_steps = tuple(round(steps * (point + 1) / points) for point in range(points))
         self.first_step, self.rank, self.world_size = 0, 0, 1
 
-    def train_dataloader(self) -> DataLoader[Tensor]:
+    def train_dataloader(self) -> DataLoader[list[Tensor]]:
         if self.trainer is not None:
             self.rank, self.world_size = self.trainer.global_rank, self.trainer.world_size
         return DataLoader(_Batches(self), batch_size=None, num_workers=0)

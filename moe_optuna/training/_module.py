@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -22,13 +22,21 @@ __all__ = ["LanguageModelling"]
 class LanguageModelling(pl.LightningModule):
     """Next-token cross-entropy with AdamW; balances the routers once an optimizer step.
 
+    The trainer hands over the batches of several optimizer steps at once, so that what it does around a batch is not
+    paid for every step.
+
     Args:
         model: An initialised model.
         recipe, hyper: The trial's settings.
+        micro_batches: Forward passes of an optimizer step.
     """
 
-    def __init__(self, model: MoELanguageModel, recipe: Recipe, hyper: Hyperparameters) -> None:
+    interrupted: Callable[[int], bool] | None = None
+    """Asked after each step but the last of a batch, with the number of steps done: whether to leave the rest."""
+
+    def __init__(self, model: MoELanguageModel, recipe: Recipe, hyper: Hyperparameters, micro_batches: int = 1) -> None:
         super().__init__()
+        self.automatic_optimization, self.micro_batches = False, micro_batches
         self.model, self.recipe, self.hyper = model, recipe, hyper
         self.step = 0
         self.average: list[Tensor] = []
@@ -45,15 +53,23 @@ class LanguageModelling(pl.LightningModule):
         self.load_total = {index: load.to(self.device) for index, load in self.load_total.items()}
         self.average = [weight.to(self.device) for weight in self.average]
 
-    def training_step(self, window_BS1: Tensor, batch_index: int) -> Tensor:
-        loss, router_loss = self.model.loss(window_BS1[:, :-1], window_BS1[:, 1:])
-        return loss + router_loss
+    def training_step(self, windows: list[Tensor], batch_index: int) -> None:
+        optimizer: Any = self.optimizers(use_pl_optimizer=False)
+        for number, window_BS1 in enumerate(windows, start=1):
+            loss, router_loss = self.model.loss(window_BS1[:, :-1], window_BS1[:, 1:])
+            self.manual_backward((loss + router_loss) / self.micro_batches)
+            if number % self.micro_batches == 0:
+                self._update(optimizer)
+                if number < len(windows) and self.interrupted is not None and self.interrupted(self.step):
+                    break
 
-    def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None) -> None:
+    def _update(self, optimizer: torch.optim.Optimizer) -> None:
         factor = self.hyper.schedule(self.step, self.recipe.schedule)
         for group in optimizer.param_groups:
             group["lr"] = group["rate"] * factor
-        optimizer.step(closure=optimizer_closure)
+        optimizer.step()
+        optimizer.zero_grad()
+        torch.clear_autocast_cache()  # it holds the weights of before the step
         self.step += 1
         self._balance(self.recipe.bias_rate * factor)
         if self.recipe.average:

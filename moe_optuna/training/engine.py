@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import math
 import os
@@ -84,22 +85,22 @@ def train(
         sequences=hyper.sequences,
         steps=hyper.steps,
         seed=seed if recipe.data_seed is None else recipe.data_seed,
+        reports=recipe.reports,
         micro_batches=micro_batches,
         final_windows=recipe.final_windows,
     )
     model = MoELanguageModel(architecture, recipe)
     initialise(model, seed)
-    module = LanguageModelling(model, recipe, hyper)
+    module = LanguageModelling(model, recipe, hyper, micro_batches)
     grid = _Grid(data, report, interrupted, begin, checkpoint, _identity(architecture, recipe, hyper, seed))
     grid.resume(module)
-    with _quiet():
+    with _quiet(), _old_objects_left_alone():
         trainer = pl.Trainer(
             accelerator=accelerator,
             devices=devices,
             strategy=recipe.strategy if devices > 1 else "auto",
             precision=_precision(recipe.precision, accelerator),  # type: ignore[arg-type]
-            max_steps=hyper.steps - module.step,
-            accumulate_grad_batches=micro_batches,
+            max_epochs=1,
             callbacks=[grid],
             logger=False,
             enable_checkpointing=False,
@@ -135,14 +136,12 @@ class _Grid(pl.Callback):
     def on_train_batch_end(  # type: ignore[override]
         self, trainer: pl.Trainer, module: LanguageModelling, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        hyper, done = module.hyper, len(self.curve)
-        reports = min(module.recipe.reports, hyper.steps)
+        hyper, done, reports = module.hyper, len(self.curve), len(self.data.report_steps)
         if done >= reports:
             return
-        if module.step < round(hyper.steps * (done + 1) / reports):
-            whole_step = (batch_idx + 1) % self.data.micro_batches == 0
-            if whole_step and trainer.world_size == 1 and self.interrupted is not None and self.interrupted():
-                self.stopped = trainer.should_stop = True
+        if module.step < self.data.report_steps[done]:
+            if self.stopped or self.ask(module.step):
+                trainer.should_stop = True
                 if self.file is not None:
                     self.save(module)
             return
@@ -167,6 +166,17 @@ class _Grid(pl.Callback):
             trainer.should_stop = True
         if self.file is not None and trainer.is_global_zero:
             self.save(module)
+
+    def on_train_start(self, trainer: pl.Trainer, module: LanguageModelling) -> None:  # type: ignore[override]
+        if trainer.world_size > 1:  # all devices must agree, which they do at reports
+            self.interrupted = None
+        if self.interrupted is not None:
+            module.interrupted = self.ask
+
+    def ask(self, step: int) -> bool:
+        """Whether the training is to stop here; what is asked once is not asked again."""
+        self.stopped = self.interrupted is not None and self.interrupted()
+        return self.stopped
 
     def diagnostics(self, module: LanguageModelling) -> dict[str, float]:
         """What the result tells beside the loss."""
@@ -256,6 +266,17 @@ def _accelerator(device: str) -> str:
 def _precision(name: str, accelerator: str) -> str:
     mixed = name == "bfloat16" or (name == "auto" and accelerator == "cuda")
     return "bf16-mixed" if mixed else "32-true"
+
+
+@contextmanager
+def _old_objects_left_alone() -> Iterator[None]:
+    """The garbage collector passes over what was there before: looking through a process' modules again and again
+    costs some percent of a small step."""
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
 
 
 @contextmanager
