@@ -19,7 +19,11 @@ def record(name: str, data: Any) -> Path:
     path = RESULTS / f"{name}.json"
     path.parent.mkdir(exist_ok=True)
     content = {"date": datetime.now(UTC).date().isoformat(), "cpu": _cpu(), "python": platform.python_version()}
-    content |= {"versions": _versions("optuna", "numpy", "scipy", "torch"), "command": " ".join(sys.argv), "data": data}
+    content |= {
+        "versions": _versions("optuna", "numpy", "scipy", "torch", "transformers", "lightning"),
+        "command": " ".join(sys.argv),
+        "data": data,
+    }
     text = json.dumps(content, indent=1, default=float)
     text = re.sub(r"\[[^][{}\"]*\]", lambda found: re.sub(r"\s+", " ", found[0]), text)  # numbers: a list a line
     path.write_text(text + "\n", encoding="utf-8")

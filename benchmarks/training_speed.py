@@ -1,43 +1,49 @@
 """Tokens per second of a training step against the field: same shapes, same tokens, same optimizer, one run.
 
-    python benchmarks/training_speed.py [--sizes cpu-1 lab-2 ...] [--rounds 30] [--threads 1] [--out FILE]
+    python benchmarks/training_speed.py [--sizes cpu-1 lab-2 ...] [--seconds 8] [--threads 1]
+    python benchmarks/training_speed.py --memory         # peak memory, a process each
+    python benchmarks/training_speed.py --trials         # Lightning's loop, evaluation and start of whole trials
+    python benchmarks/training_speed.py --compile        # torch.compile and bfloat16, compiling included
 
 Variants
-    moe_optuna         this project's model and optimizer
-    modules            the same without the fused sublayers: operation by operation through autograd
-    loop               the same, with a loop over experts in place of the grouped product
-    capacity           the same, with experts padded to a common number of rows and one batched product
-    dense              this project's dense model of the same active FLOPs
+    moe_optuna         this project's model and optimizer, its operations compiled (`native`)
+    plain              the same in torch's operations, one node a sublayer: what runs without a compiler
+    modules            the same operation by operation through autograd
+    loop               modules, with a loop over experts in place of the grouped product
+    capacity           modules, with experts padded to a common number of rows and one batched product
+    dense              this project's dense model of the same active FLOPs, with the same fast block
     mixtral, qwen3_moe, olmoe / eager, batched_mm, grouped_mm
-                       Hugging Face transformers, each experts implementation that it offers, with torch's fused AdamW
+                       Hugging Face transformers, each experts implementation that it offers on a CPU, with torch's
+                       fused AdamW and clipping
 
-Steps of all variants take turns within a round, so that a busy machine slows all alike; a variant's figure is the
-median over rounds, and ratios are medians of ratios within a round. Peak memory is measured apart, a process each.
-`share` is the non-embedding FLOPs over the rate of a large matrix product, measured in the same rounds.
+Each variant takes turns with `moe_optuna`, step by step, so that a busy machine slows both alike; times are medians,
+`times` is the median over rounds of a variant's time over moe_optuna's. `share` is the non-embedding FLOPs over the
+rate of a matrix product of 512, measured in the same rounds. A variant that is more than thirty times slower in its
+first steps is measured in those alone. Results are kept row by row in ``results/training_speed.json``: a size that is
+run again replaces its rows, what is there already is left out with ``--resume``.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
+import gc
 import json
 import multiprocessing
-import platform
-import resource
+import re
 import statistics
-import sys
 import time
 from collections.abc import Callable
-from datetime import date
 from pathlib import Path
 from typing import Any
 
 import torch
+from record import RESULTS, record
 from torch import Tensor
 
 import moe_optuna.training.experts as experts_module
 from moe_optuna.architecture import MoEArchitecture
-from moe_optuna.training import MoELanguageModel, Recipe
+from moe_optuna.training import MoELanguageModel, Recipe, native, train
 from moe_optuna.training.model import Layer
 from moe_optuna.training.optimizer import FlatAdamW
 from moe_optuna.training.parameters import initialise, parameter_groups
@@ -55,28 +61,31 @@ def architecture(d: int, dense: int, moe: int, heads: int, kv: int, d_head: int,
     )  # fmt: skip
 
 
-# Name: architecture, sequences a step.
+# Name: architecture, sequences a step. Of the middle of a space's lattices: `cpu` at 2e10, 1e11 and 2.4e11 FLOPs, `lab`
+# at 1e13, 1e14 and 1e15, with at most 4096 tokens; `holistic` at 1e18, with a shorter context and a small vocabulary.
 SIZES: dict[str, tuple[MoEArchitecture, int]] = {
-    "cpu-1": (architecture(32, 1, 2, 2, 1, 16, 16, 16, 2), 4),
-    "cpu-2": (architecture(64, 1, 2, 2, 1, 16, 32, 16, 2), 4),
-    "cpu-3": (architecture(96, 1, 3, 2, 1, 32, 48, 16, 2), 8),
-    "lab-1": (architecture(128, 1, 3, 4, 2, 32, 64, 32, 4), 8),
-    "lab-2": (architecture(192, 1, 4, 4, 2, 48, 64, 64, 6), 8),
-    "lab-3": (architecture(256, 1, 5, 4, 2, 64, 96, 64, 6), 8),
-    "holistic-1e18": (architecture(512, 3, 6, 4, 2, 64, 176, 288, 8, context=2048), 1),
+    "cpu-1": (architecture(16, 1, 2, 2, 1, 16, 48, 16, 2, context=128), 4),
+    "cpu-2": (architecture(24, 1, 3, 2, 1, 16, 32, 16, 2, context=128), 8),
+    "cpu-3": (architecture(32, 1, 4, 2, 1, 16, 32, 16, 2, context=128), 11),
+    "lab-1": (architecture(96, 1, 3, 4, 2, 32, 64, 64, 4, context=512), 8),
+    "lab-2": (architecture(144, 2, 5, 8, 4, 32, 48, 64, 4, context=512), 8),
+    "lab-3": (architecture(208, 2, 9, 8, 4, 64, 48, 64, 4, context=512), 4),
+    "holistic-1": (architecture(720, 3, 6, 4, 2, 64, 48, 288, 8, context=1024, vocab=8192), 1),
 }
 
 
-def trainable(a: MoEArchitecture, tokens: Tensor, *, compute: float = 1e12) -> tuple[Step, MoELanguageModel]:
+def trainable(
+    a: MoEArchitecture, tokens: Tensor, *, compute: float = 1e12, bfloat16: bool = False
+) -> tuple[Step, MoELanguageModel]:
     model = MoELanguageModel(a)
     initialise(model, 0)
     model.to(tokens.device)
     hyper = hyperparameters(a, compute=compute, tokens=10**6, recipe=Recipe())
     optimizer = FlatAdamW(parameter_groups(model, hyper))
-    on_gpu = tokens.device.type == "cuda"
+    low = bfloat16 or tokens.device.type == "cuda"
 
     def step() -> None:
-        with torch.autocast(tokens.device.type, torch.bfloat16, enabled=on_gpu):
+        with torch.autocast(tokens.device.type, torch.bfloat16, enabled=low):
             loss, router_loss = model.loss(tokens[:, :-1], tokens[:, 1:])
         (loss + router_loss).backward()
         optimizer.step()
@@ -123,7 +132,8 @@ def dense_of(a: MoEArchitecture) -> MoEArchitecture:
 
 def hugging_face(family: str, implementation: str, a: MoEArchitecture, tokens: Tensor) -> Step:
     """A model of the family with the same shapes. OLMoE and Mixtral have neither dense layers nor shared experts, and
-    Qwen3 no shared expert: there all layers are MoE layers and the shared expert is one more active expert."""
+    Qwen3 no shared expert: there all layers are MoE layers and the shared expert is one more active expert. OLMoE's
+    heads share d_model among them."""
     import transformers
 
     transformers.logging.set_verbosity_error()
@@ -138,7 +148,9 @@ def hugging_face(family: str, implementation: str, a: MoEArchitecture, tokens: T
             **common, num_local_experts=a.n_experts, intermediate_size=a.d_expert, sliding_window=None
         )
     elif family == "olmoe":
-        config = transformers.OlmoeConfig(**common, num_experts=a.n_experts, intermediate_size=a.d_expert)
+        config = transformers.OlmoeConfig(
+            **common | {"head_dim": a.d_model // a.n_heads}, num_experts=a.n_experts, intermediate_size=a.d_expert
+        )
     else:
         config = transformers.Qwen3MoeConfig(
             **common, num_experts=a.n_experts, moe_intermediate_size=a.d_expert, intermediate_size=a.d_dense,
@@ -166,7 +178,7 @@ def hugging_face(family: str, implementation: str, a: MoEArchitecture, tokens: T
 FIELD = [
     f"{family}/{how}" for family in ("mixtral", "qwen3_moe", "olmoe") for how in ("eager", "batched_mm", "grouped_mm")
 ]
-OURS = ["moe_optuna", "modules", "loop", "capacity", "dense"]
+OURS = ["plain", "modules", "loop", "capacity", "dense"]
 
 
 def variant(name: str, a: MoEArchitecture, tokens: Tensor) -> Step:
@@ -175,9 +187,11 @@ def variant(name: str, a: MoEArchitecture, tokens: Tensor) -> Step:
     if name == "dense":
         return trainable(dense_of(a), tokens)[0]
     step = trainable(a, tokens)[0]
-    modules = patched(step, Layer, "can_fuse", lambda self, x: False)
     if name == "moe_optuna":
         return step
+    if name == "plain":
+        return patched(step, native, "takes", lambda x: False)
+    modules = patched(step, Layer, "can_fuse", lambda self, x: False)
     if name == "modules":
         return modules
     if name == "loop":
@@ -187,7 +201,7 @@ def variant(name: str, a: MoEArchitecture, tokens: Tensor) -> Step:
 
 def matrix_rate(device: torch.device) -> float:
     """FLOPs per second of a large product in the type that training uses; the best of a few."""
-    n, dtype = (1024, torch.float32) if device.type == "cpu" else (8192, torch.bfloat16)
+    n, dtype = (512, torch.float32) if device.type == "cpu" else (8192, torch.bfloat16)
     x = torch.randn(n, n, device=device, dtype=dtype)
     return max(2 * n**3 / timed(lambda: x @ x, device) for _ in range(3))
 
@@ -202,40 +216,41 @@ def timed(step: Step, device: torch.device) -> float:
     return time.perf_counter() - begin
 
 
-def measure(size: str, names: list[str], rounds: int, device: torch.device) -> list[dict[str, Any]]:
+def measure(size: str, name: str, seconds: float, device: torch.device) -> dict[str, Any]:
+    """One variant and `moe_optuna` in turns, for about `seconds`, at least three rounds."""
     a, sequences = SIZES[size]
+    gathered = 12 * sequences * a.context_length * (a.top_k + a.n_shared_experts) * a.d_model * a.d_expert
+    if "batched_mm" in name and gathered > 3e9:
+        return {"size": size, "variant": name, "left_out": f"gathers {gathered / 1e9:.1f} GB of weights a layer"}
     torch.manual_seed(0)
     tokens = torch.randint(0, a.vocab_size, (sequences, a.context_length + 1), device=device)
-    steps: dict[str, Step] = {}
-    for name in names:
-        try:
-            steps[name] = variant(name, a, tokens)
-            for _ in range(3):
-                steps[name]()
-        except Exception as error:
-            print(f"{size:14s} {name:22s} failed: {str(error).splitlines()[0][:100]}", flush=True)
-            steps.pop(name, None)
-    times: dict[str, list[float]] = {name: [] for name in steps}
-    rates = []
-    for _ in range(rounds):
-        rates.append(matrix_rate(device))
-        for name, step in steps.items():
-            times[name].append(min(timed(step, device), timed(step, device)))
-    rows = []
-    for name, seconds in times.items():
-        ratio = statistics.median(mine / theirs for mine, theirs in zip(seconds, times["moe_optuna"], strict=True))
-        per_token = (dense_of(a) if name == "dense" else a).non_embedding.flops_per_token
-        count = sequences * a.context_length
-        rows.append({
-            "size": size, "variant": name, "tokens_per_second": round(count / statistics.median(seconds)),
-            "milliseconds": round(1e3 * statistics.median(seconds), 2), "times_moe_optuna": round(ratio, 3),
-            "share": round(count * per_token / statistics.median(seconds) / statistics.median(rates), 4),
-            "flops_per_token": per_token, "tokens_per_step": count,
-            "peak_mib": peak_memory(size, name) if device.type == "cpu" else gpu_peak(steps[name]),
-        })  # fmt: skip
-        print("{size:14s} {variant:22s} {tokens_per_second:8d} tok/s {milliseconds:9.2f} ms  x{times_moe_optuna:<7.3f}"
-              " share {share:.3f}  {peak_mib} MiB".format(**rows[-1]), flush=True)  # fmt: skip
-    return rows
+    ours, theirs = variant("moe_optuna", a, tokens), variant(name, a, tokens)
+    for _ in range(2):
+        mine, other = timed(ours, device), timed(theirs, device)
+    rounds = [(mine, other, matrix_rate(device))]
+    if other < 30 * mine:
+        rounds = []
+        end = time.perf_counter() + seconds
+        while len(rounds) < 3 or (time.perf_counter() < end and len(rounds) < 200):
+            rounds.append((timed(ours, device), timed(theirs, device), matrix_rate(device)))
+    per_token = (dense_of(a) if name == "dense" else a).non_embedding.flops_per_token
+    count, time_of = sequences * a.context_length, statistics.median(other for _, other, _ in rounds)
+    own = statistics.median(mine for mine, _, _ in rounds)
+    rate = statistics.median(rate for _, _, rate in rounds)
+    row = {
+        "size": size, "variant": name, "tokens_per_second": round(count / time_of),
+        "moe_optuna_tokens_per_second": round(count / own),
+        "times": round(statistics.median(other / mine for mine, other, _ in rounds), 3),
+        "share": round(count * per_token / time_of / rate, 4),
+        "moe_optuna_share": round(count * a.non_embedding.flops_per_token / own / rate, 4),
+        "matrix_gflops": round(rate / 1e9, 1), "rounds": len(rounds), "flops_per_token": per_token,
+        "tokens_per_step": count,
+    }  # fmt: skip
+    if device.type == "cuda":
+        row["peak_mib"] = gpu_peak(theirs)
+    print(f"{size:11s} {name:22s} {count / time_of:9.0f} tok/s, moe_optuna {count / own:9.0f}, x{row['times']:<7.3f}"
+          f" share {row['share']:.3f} ({row['moe_optuna_share']:.3f}), {len(rounds)} rounds", flush=True)  # fmt: skip
+    return row
 
 
 def gpu_peak(step: Step) -> int:
@@ -244,62 +259,153 @@ def gpu_peak(step: Step) -> int:
     return torch.cuda.max_memory_allocated() >> 20
 
 
-def _peak(size: str, name: str) -> int:
+def _peak(size: str, name: str) -> float:
     torch.set_num_threads(1)
     a, sequences = SIZES[size]
     tokens = torch.randint(0, a.vocab_size, (sequences, a.context_length + 1))
-    if "/" in name:
-        import transformers  # noqa: F401  its import is no part of a training's memory
-    trainable(architecture(8, 1, 1, 1, 1, 8, 8, 2, 1), tokens[:, :33])[0]()
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    small = architecture(8, 1, 1, 1, 1, 8, 8, 2, 1)
+    variant(name, small, tokens[:, :33] % small.vocab_size)()  # imports and kernels are no part of a training's memory
+    before = resident("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here
     step = variant(name, a, tokens)
     for _ in range(3):
         step()
-    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) >> 10
+    return (resident("VmHWM") - before) / 2**10
 
 
-def peak_memory(size: str, name: str) -> int:
-    """MiB that building and three steps add to a fresh process' greatest resident size."""
+def resident(what: str) -> int:
+    """KiB of this process, now (``VmRSS``) or at most (``VmHWM``); Linux."""
+    return int(re.search(rf"{what}:\s+(\d+)", Path("/proc/self/status").read_text()).group(1))  # type: ignore[union-attr]
+
+
+def peak_memory(size: str, name: str) -> dict[str, Any]:
+    """MiB that building and three steps add to a fresh process' resident size."""
     with multiprocessing.get_context("spawn").Pool(1) as pool:
-        return pool.apply(_peak, (size, name))
+        row = {"size": size, "variant": name, "peak_mib": round(pool.apply(_peak, (size, name)), 1)}
+    print(row, flush=True)
+    return row
 
 
-def cpu_model() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
+def trial(size: str, seconds: float) -> dict[str, Any]:
+    """A whole trial of `moe_optuna.training.train`, a bare step of an identical model after each of its own: what
+    Lightning's loop adds to a step; then another without those: what evaluation and reports take, and how long the
+    first step waits."""
+    a, sequences = SIZES[size]
+    tokens = torch.randint(0, a.vocab_size, (sequences, a.context_length + 1))
+    bare, _ = trainable(a, tokens)
+    for _ in range(3):
+        bare()
+    step_seconds = min(timed(bare, tokens.device) for _ in range(5))
+    steps = max(50, min(600, round(seconds / 2 / step_seconds)))
+    per_step = sequences * a.context_length
+    recipe = Recipe(batch_tokens=per_step)
+    budget = steps * per_step
+    known = {"compute": a.non_embedding.flops_per_token * float(budget), "tokens": budget, "recipe": recipe,
+             "threads": torch.get_num_threads(), "device": "cpu"}  # fmt: skip
+    pairs: list[tuple[float, float]] = []
+    last: list[float] = []
+
+    def in_turn() -> bool:
+        now = time.perf_counter()
+        taken = timed(bare, tokens.device)
+        if last:
+            pairs.append((now - last[0], taken))
+        last[:] = [time.perf_counter()]
+        return False
+
+    train(a, **known, interrupted=in_turn)
+    arrivals: list[float] = []
+    begin = time.perf_counter()
+    result = train(a, **known, interrupted=lambda: bool(arrivals.append(time.perf_counter())))
+    row = {
+        "size": size, "steps": steps, "step_milliseconds": round(1e3 * statistics.median(bare for _, bare in pairs), 3),
+        "lightning_over_bare": round(statistics.median(own / bare for own, bare in pairs), 4),
+        "evaluation_share": round(result.diagnostics["evaluation_seconds"] / result.seconds, 4),
+        "evaluation_seconds": round(result.diagnostics["evaluation_seconds"], 3), "seconds": round(result.seconds, 3),
+        "start_seconds": round(arrivals[0] - begin - step_seconds, 4),
+    }  # fmt: skip
+    print(row, flush=True)
+    return row
+
+
+def compiled(size: str, seconds: float) -> list[dict[str, Any]]:
+    """The modules under ``torch.compile``, and in bfloat16 by autocast: seconds until the second step, and per step."""
+    a, sequences = SIZES[size]
+    tokens = torch.randint(0, a.vocab_size, (sequences, a.context_length + 1))
+    rows = []
+    for name in ("moe_optuna", "modules", "modules, compiled", "modules, bfloat16"):
+        begin = time.perf_counter()
+        step, model = trainable(a, tokens, bfloat16="bfloat16" in name)
+        if name != "moe_optuna":
+            step = patched(step, Layer, "can_fuse", lambda self, x: False)
+        if "compiled" in name:
+            model.compile(dynamic=False)
+            for layer in model.layers:
+                layer.compile(dynamic=False)
+        try:
+            step(), step()
+        except Exception as error:
+            rows.append({"size": size, "variant": name, "failed": str(error).splitlines()[0][:120]})
+            print(rows[-1], flush=True)
+            continue
+        first, times = time.perf_counter() - begin, []
+        end = time.perf_counter() + seconds
+        while len(times) < 3 or time.perf_counter() < end:
+            times.append(timed(step, tokens.device))
+        rows.append({"size": size, "variant": name, "first_seconds": round(first, 2),
+                     "milliseconds": round(1e3 * statistics.median(times), 2)})  # fmt: skip
+        print(rows[-1], flush=True)
+    return rows
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--sizes", nargs="+", choices=SIZES, default=list(SIZES))
     parser.add_argument("--variants", nargs="+", choices=OURS + FIELD, default=OURS + FIELD)
-    parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--seconds", type=float, default=8.0)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--out", type=Path)
+    parser.add_argument("--resume", action="store_true")
+    for kind in ("memory", "trials", "compile"):
+        parser.add_argument(f"--{kind}", action="store_true")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
+    gc.disable()  # for all variants alike
     device = torch.device(options.device)
-    names = list(dict.fromkeys(["moe_optuna", *options.variants]))
-    rows = [row for size in options.sizes for row in measure(size, names, options.rounds, device)]
-    try:
-        from importlib.metadata import version
+    file = RESULTS / "training_speed.json"
+    kept: dict[str, list[dict[str, Any]]] = json.loads(file.read_text())["data"] if file.is_file() else {}
 
-        transformers_version = version("transformers")
-    except ImportError:
-        transformers_version = None
-    result = {
-        "format": 1, "date": date.today().isoformat(), "command": " ".join(sys.argv), "threads": options.threads,
-        "machine": torch.cuda.get_device_name() if device.type == "cuda" else cpu_model(),
-        "versions": {"python": platform.python_version(), "torch": torch.__version__,
-                     "transformers": transformers_version},
-        "rows": rows,
-    }  # fmt: skip
-    if options.out:
-        options.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    def keep(table: str, rows: list[dict[str, Any]]) -> None:
+        new = {(row["size"], row.get("variant")) for row in rows}
+        old = [row for row in kept.get(table, []) if (row["size"], row.get("variant")) not in new]
+        order = list(SIZES)
+        kept[table] = sorted([*old, *rows], key=lambda row: order.index(row["size"]))
+        record("training_speed", kept)
+
+    def known(table: str, size: str, name: str | None) -> bool:
+        found = any((row["size"], row.get("variant")) == (size, name) for row in kept.get(table, []))
+        return options.resume and found
+
+    for size in options.sizes:
+        if options.trials:
+            if not known("trials", size, None):
+                keep("trials", [trial(size, options.seconds)])
+        elif options.compile:
+            if not known("compile", size, "moe_optuna"):
+                keep("compile", compiled(size, options.seconds))
+        elif options.memory:
+            for name in ("moe_optuna", *options.variants):
+                if not known("memory", size, name):
+                    keep("memory", [peak_memory(size, name)])
+        else:
+            for name in options.variants:
+                if known("speed", size, name):
+                    continue
+                try:
+                    keep("speed", [measure(size, name, options.seconds, device)])
+                except Exception as error:
+                    print(f"{size:11s} {name:22s} failed: {str(error).splitlines()[0][:100]}", flush=True)
+                gc.collect()
 
 
 if __name__ == "__main__":
