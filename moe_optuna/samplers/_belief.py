@@ -270,9 +270,12 @@ class Belief:
 
     def _success(self, history: History, indices: Indices) -> Array:
         """Probability that a run of each architecture ends with a loss, (len(indices),)."""
+        failed = history.failed
+        if not failed:
+            return np.ones(len(indices))
         good = sorted({run.index for run in history.runs if not run.failed})
-        odds = success(self._inputs[indices], self._inputs[history.failed], self._inputs[good])
-        odds[np.isin(indices, history.failed)] = 0.0
+        odds = success(self._inputs[indices], self._inputs[failed], self._inputs[good])
+        odds[np.isin(indices, failed)] = 0.0
         return odds
 
     def _hopeful(self, history: History) -> NDArray[np.bool_]:

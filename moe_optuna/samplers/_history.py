@@ -51,10 +51,14 @@ class History:
     pending: dict[int, int] = field(default_factory=dict)
     waiting: int = 0
     _seen: set[int] = field(default_factory=set)
+    _settled: int = 0  # how many of the first trials have all been seen
     _curves: list[tuple[Mapping[int, float], float]] = field(default_factory=list)
 
     def read(self, trials: Sequence[FrozenTrial]) -> None:
         """Take in what has changed since the last call."""
+        while self._settled < len(trials) and trials[self._settled].number in self._seen:
+            self._settled += 1
+        trials = trials[self._settled :]
         fresh = [trial for trial in trials if trial.state.is_finished() and trial.number not in self._seen]
         for trial in sorted(fresh, key=lambda trial: (str(trial.datetime_complete), trial.number)):
             self._seen.add(trial.number)
