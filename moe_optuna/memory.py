@@ -25,6 +25,7 @@ It leaves out what depends on the software: buffers of collectives, fragmentatio
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass
 from typing import Any, Generic, TypeVar
 
@@ -163,13 +164,10 @@ def training_memory(
     return Memory(weights, gradients, optimizer, tokens * layers / tensor_parallel, tokens * logits / tensor_parallel)
 
 
-def all_to_all_bytes(
-    architecture: MoEArchitecture | Shape, *, expert_parallel: int, activation_bytes: float = 2
-) -> Any:
-    """Bytes that a token sends to other devices in training: dispatch and combine, forward and backward, to the top_k
-    experts of each MoE layer, of which ``1 - 1/expert_parallel`` lie elsewhere."""
-    a = architecture
-    return 4 * activation_bytes * a.top_k * a.d_model * a.n_moe_layers * (1 - 1 / expert_parallel)
+def all_to_all_bytes(top_k: Any, d_model: Any, n_moe_layers: Any, *, expert_parallel: float = math.inf) -> Any:
+    """Bytes that a token sends to other devices in training, two a number: dispatch and combine, forward and backward,
+    to the top_k experts of each MoE layer, of which ``1 - 1/expert_parallel`` lie elsewhere. Integers, or arrays."""
+    return 8.0 * top_k * d_model * n_moe_layers * (1 - 1 / expert_parallel)
 
 
 def _larger(a: Any, b: Any) -> Any:

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from moe_optuna.architecture import DIMENSIONS, MoEArchitecture
 from moe_optuna.errors import InputError
 from moe_optuna.files import read_object, write_whole
+from moe_optuna.memory import all_to_all_bytes
 from moe_optuna.triad import Tolerances, Triad
 
 if TYPE_CHECKING:
@@ -314,9 +315,8 @@ _Wish = tuple[str, Callable[[Columns], NDArray[np.bool_]], Callable[[Columns], F
 
 
 def _all_to_all(columns: Columns) -> Floats:
-    """Bytes that a token sends between devices in training with experts spread over them: dispatch and combine,
-    forward and backward, two bytes a number."""
-    return np.asarray(8.0 * columns["top_k"] * columns["d_model"] * columns["n_moe_layers"])
+    """Bytes that a token sends between devices in training with every expert elsewhere."""
+    return np.asarray(all_to_all_bytes(*(columns[name] for name in ("top_k", "d_model", "n_moe_layers"))))
 
 
 def _layers(columns: Columns) -> NDArray[np.int64]:

@@ -95,9 +95,8 @@ class Infrastructure(Frozen):
 
     def traffic(self, columns: Columns, dimensions: Dimensions) -> NDArray[np.float64]:
         """Bytes that a token sends to other devices in a training step, (n,)."""
-        return np.asarray(
-            all_to_all_bytes(self.shape(columns, dimensions), expert_parallel=self.expert_parallel), dtype=float
-        )
+        c, devices = columns, self.expert_parallel
+        return np.asarray(all_to_all_bytes(c["top_k"], c["d_model"], c["n_moe_layers"], expert_parallel=devices))
 
     @property
     def limits_architectures(self) -> bool:
@@ -115,8 +114,8 @@ class Infrastructure(Frozen):
 
     def of(self, architecture: MoEArchitecture, dimensions: Dimensions) -> dict[str, float]:
         """What one architecture uses of `memory_per_device` and `all_to_all_bytes`."""
-        tokens = self.tokens_per_device or dimensions.context_length
+        a, devices, tokens = architecture, self.expert_parallel, self.tokens_per_device or dimensions.context_length
         return {
-            "memory_per_device": float(training_memory(architecture, tokens=tokens, **self.sharding).total),
-            "all_to_all_bytes": float(all_to_all_bytes(architecture, expert_parallel=self.expert_parallel)),
+            "memory_per_device": float(training_memory(a, tokens=tokens, **self.sharding).total),
+            "all_to_all_bytes": all_to_all_bytes(a.top_k, a.d_model, a.n_moe_layers, expert_parallel=devices),
         }

@@ -52,8 +52,9 @@ def test_devices_divide_what_the_rule_says() -> None:
 
 def test_traffic_by_hand() -> None:
     """Dispatch and combine, forward and backward, two experts in three layers, half of them on the other device."""
-    assert all_to_all_bytes(SMALL, expert_parallel=2) == 4 * 2 * 2 * 64 * 3 / 2
-    assert all_to_all_bytes(SMALL, expert_parallel=1) == 0
+    assert all_to_all_bytes(2, 64, 3, expert_parallel=2) == 4 * 2 * 2 * 64 * 3 / 2
+    assert all_to_all_bytes(2, 64, 3, expert_parallel=1) == 0
+    assert all_to_all_bytes(2, 64, 3) == 4 * 2 * 2 * 64 * 3
 
 
 def test_other_kinds_of_attention_have_memory_too() -> None:
