@@ -4,8 +4,6 @@
     python benchmarks/samplers.py warm --space lab       # TriadSampler with the ladder below it as parents
     python benchmarks/samplers.py show                   # the tables of all spaces from the results
     python benchmarks/samplers.py box --space lab        # constrained samplers on the raw dimensions
-    python benchmarks/samplers.py latency                # time of an ask at 100, 300, 1000 trials
-    python benchmarks/samplers.py proposals              # infeasible and duplicate proposals in 100,000
 
 A search is right from the training on after which what it recommends is, and stays, within 0.1 % of the least
 noise-free loss on the lattice; one that is not right by its last training counts as right one training later.
@@ -44,9 +42,8 @@ from record import RESULTS, record
 
 import moe_optuna
 from moe_optuna import problems
-from moe_optuna.errors import InputError
 from moe_optuna.samplers import TriadSampler
-from moe_optuna.space import Phase, SearchSpace
+from moe_optuna.space import Phase
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)
 warnings.filterwarnings("ignore")
@@ -196,10 +193,11 @@ def keys(space: str, family: str, seed: int, sampler: str) -> str:
     parts = [np.append(problem.true_losses(phase) * (1 + problem.failing(phase)), problem.noise) for phase in phases]
     # Rounded, so that the last bit of another machine's logarithm does not make a new problem of it.
     text = ";".join(",".join(f"{value:.9g}" for value in part) for part in parts)
-    return f"{zlib.crc32(text.encode()):08x} " + (_ours() if sampler in OURS else f"optuna {version('optuna')}")
+    return f"{zlib.crc32(text.encode()):08x} " + (ours() if sampler in OURS else f"optuna {version('optuna')}")
 
 
-def _ours() -> str:
+def ours() -> str:
+    """The version of the sampler and its surrogate: a hash of their sources."""
     root = Path(moe_optuna.__file__).parent
     files = [*sorted((root / "samplers").glob("*.py")), *(root / "laws" / name for name in
              ("surrogate.py", "_component.py", "_gp.py", "_means.py", "band.py"))]  # fmt: skip
@@ -357,112 +355,14 @@ def box(space: str, family: str, name: str, seed: int, trials: int) -> dict[str,
             "first_feasible": first, "first_in_band": right}  # fmt: skip
 
 
-def latency(space: str) -> list[dict[str, Any]]:
-    """Median and 90 % of the time of an ask with n finished trials, on a phase-1 lattice with fine cells."""
-    rows: list[dict[str, Any]] = []
-    loaded = SearchSpace.load(space)
-    problem = problems.make("holistic", loaded)
-    fine = loaded.model_copy(update={"axes": loaded.axes.model_copy(update={"resolution": 0.008})})
-    phase = fine.phase_one(loaded.budgets[-1])
-    for size in (100, 300, 1000):
-        for name in ("triad", "TPE", "GP"):
-            if name == "GP" and size > 300:
-                continue
-            study = optuna.create_study(sampler=RandomSampler(seed=0))
-            random = np.random.default_rng(0)
-            for index in random.permutation(len(phase.lattice))[:size]:
-                loss = problem.loss(phase.lattice[int(index)], phase.compute)
-                params = phase.params(int(index))
-                study.add_trial(
-                    optuna.create_trial(params=params, distributions=phase.distributions, value=loss)  # type: ignore[arg-type]
-                )
-            study.sampler = TriadSampler(phase, seed=0) if name == "triad" else PEERS[name](0)
-            times = []
-            for _ in range(5 if name == "GP" else 20):
-                begin = time.perf_counter()
-                trial = study.ask(phase.distributions)
-                times.append(time.perf_counter() - begin)
-                index = phase.index(trial.params)
-                study.tell(trial, problem.loss(phase.lattice[index if index is not None else 0], phase.compute, 1))
-            first, *rest = times
-            middle, late = np.quantile(rest, [0.5, 0.9])
-            times_ms = {"first": 1e3 * first, "median": 1e3 * float(middle), "q90": 1e3 * float(late)}
-            rows.append({"sampler": name, "trials": size, "lattice": len(phase.lattice), "ms": times_ms})
-            print(
-                f"{name}, {size} trials, {len(phase.lattice)} architectures:",
-                {k: round(v) for k, v in times_ms.items()},
-            )
-    return rows
-
-
-def propose(job: tuple[str, float, int, int]) -> tuple[int, int, int]:
-    """One study of a phase, up to four trials at once, one in ten failing: proposals, infeasible ones, duplicates."""
-    name, compute, number, seed = job
-    space = SearchSpace.load(name)
-    one = space.phase_one(compute)
-    try:
-        phase = (
-            space.phase_zero(compute),
-            one,
-            space.phase_two(one.triad_of((7 * seed) % len(one.lattice)), compute=compute),
-        )[number]
-    except InputError:  # a phase 2 can be empty
-        return 0, 0, 0
-    study = optuna.create_study(sampler=TriadSampler(phase, seed=seed))
-    random = np.random.default_rng(seed)
-    infeasible = duplicate = 0
-    seen: set[int] = set()
-    running: list[optuna.Trial] = []
-    for _ in range(len(phase.lattice)):
-        trial = study.ask()
-        try:
-            architecture = phase.suggest(trial)
-        except optuna.TrialPruned:
-            infeasible += 1
-            continue
-        index = phase.lattice.index(architecture)
-        infeasible += not phase.triad_of(index).admits(architecture)
-        duplicate += index in seen
-        seen.add(index)
-        running.append(trial)
-        if len(running) > 3:
-            ended = running.pop(int(random.integers(len(running))))
-            if random.random() < 0.1:
-                study.tell(ended, state=TrialState.FAIL)
-            else:
-                study.tell(ended, 3 + float(random.random()))
-    return len(phase.lattice), infeasible, duplicate
-
-
-def proposals(count: int, workers: int) -> dict[str, Any]:
-    """Proposals until the lattices are exhausted, over all phases and budgets of all shipped spaces."""
-    jobs = (
-        (name, compute, number, seed)
-        for seed in itertools.count()
-        for name in ("cpu", "lab", "holistic")
-        for compute in SearchSpace.load(name).budgets
-        for number in (0, 1, 2)
-    )
-    total = np.zeros(3, dtype=int)
-    studies = 0
-    with ProcessPoolExecutor(workers) as pool:
-        while total[0] < count:
-            for found in pool.map(propose, itertools.islice(jobs, 40)):
-                total += found
-                studies += 1
-            print(f"{total[0]} proposals, {studies} studies: {total[1]} infeasible, {total[2]} duplicate", flush=True)
-    return {"proposals": total[0], "studies": studies, "infeasible": total[1], "duplicate": total[2]}
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("part", choices=["cold", "warm", "show", "box", "latency", "proposals"])
+    parser.add_argument("part", choices=["cold", "warm", "show", "box"])
     parser.add_argument("--space", default="lab")
     parser.add_argument("--families", nargs="+", default=list(problems.FAMILIES), choices=list(problems.FAMILIES))
     parser.add_argument("--samplers", nargs="+", default=["triad", *PEERS, "TPE+"], choices=["triad", *PEERS, "TPE+"])
     parser.add_argument("--seeds", type=int, default=20)
     parser.add_argument("--trials", type=int, default=TRIALS)
-    parser.add_argument("--count", type=int, default=100_000)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--minutes", type=float, default=math.inf, help="stop then; the next call goes on")
     arguments = parser.parse_args()
@@ -479,10 +379,6 @@ def main() -> None:
     elif arguments.part == "show":
         for name in SPACES:
             show(name)
-    elif arguments.part == "latency":
-        record(f"samplers-latency-{space}", latency(space))
-    elif arguments.part == "proposals":
-        record("samplers-proposals", proposals(arguments.count, arguments.workers))
     else:
         jobs = [(f, n, s) for f in arguments.families[:1] for n in ("TPE", "GP") if n in names for s in seeds]
         rows = [box(space, family, name, seed, arguments.trials) for family, name, seed in jobs]
