@@ -29,8 +29,8 @@ Run = tuple[Curve, float]
 """A finished training: its curve and its final loss."""
 SPREAD = 0.015
 """How far final losses scatter about what the first report says, in log loss, before there are data."""
-SLOPES = 0.25
-"""How far slopes may lie from where they are held."""
+SLOPE = 0.25
+"""How far the slope may lie from where it is held."""
 DEGREES = 3.0
 """What `SPREAD` weighs, in trials."""
 PARENTS = 30
@@ -72,13 +72,13 @@ def forecast(running: Curve, finished: Sequence[Run], parents: Sequence[Sequence
     what differs is forecast from how the curves differ at the running one's last step s. Over the trials i of a study
     ::
 
-        log final_i = a + b x_i + c (m_i - x_i) + e_i,        e_i ~ Normal(0, variance)
+        log final_i = a + b x_i + e_i,        e_i ~ Normal(0, variance)
 
-    with x the log loss at s and m its mean over the last three reports. Slopes and variance are shared with the
-    parents, whose trials count as one each, `PARENTS` at most; `a` is a study's own, so that its level may be
-    anything. A gap at s is partly luck, the more the earlier: b is held near the root of the share of the grid that is
-    done, c near 0, the variance near a spread that vanishes towards the end (`SPREAD`), and with few trials they stay
-    there. Given these, Bayesian linear regression (Gelman et al., Bayesian Data Analysis, chapter 14).
+    with x the lower of the last two log losses, so that a spike is not believed before it has lasted. Slope and
+    variance are shared with the parents, whose trials count as one each, `PARENTS` at most; `a` is a study's own, so
+    that its level may be anything. A gap at s is partly luck, the more the earlier: b is held near the root of the
+    share of the grid that is done, the variance near a spread that vanishes towards the end (`SPREAD`), and with few
+    trials they stay there. Given these, Bayesian linear regression (Gelman et al., Bayesian Data Analysis, chapter 14).
 
     Args:
         running: Losses reported so far.
@@ -95,39 +95,37 @@ def forecast(running: Curve, finished: Sequence[Run], parents: Sequence[Sequence
     if len(own) < 2:
         return None
     level = own.mean(0)
-    point = _features(running, step) - level[:2]
+    gap = _reached(running, step) - level[0]
     tables = [table for parent in parents if len(table := _table(parent, step)) > 1]
     weight = min(1.0, PARENTS / max(1, sum(map(len, tables))))
     groups = [(own, 1.0), *((table, weight) for table in tables)]
-    data = np.concatenate([math.sqrt(share) * (table - table.mean(0)) for table, share in groups])
+    x, y = np.concatenate([math.sqrt(share) * (table - table.mean(0)) for table, share in groups]).T
     degrees = DEGREES + sum(share * (len(table) - 1) for table, share in groups)
-    design, final = data[:, :2], data[:, 2]
     done = min(1.0, step / max(max(curve, default=step) for curve, _ in finished))
-    prior, held = np.array([math.sqrt(done), 0.0]), SPREAD**2 * max(1 - done, 0.02)
-    variance = held
-    for _ in range(4):  # to and fro between slopes and variance: the slopes' prior does not scale with it
-        precision = design.T @ design + np.eye(2) * variance / SLOPES**2
-        slopes = prior + np.linalg.solve(precision, design.T @ (final - design @ prior))
-        variance = (DEGREES * held + float(((final - design @ slopes) ** 2).sum())) / degrees
-    spread = variance * (1 + 1 / len(own) + float(point @ np.linalg.solve(precision, point)))
-    return Forecast(math.exp(level[2] + point @ slopes), math.sqrt(spread), degrees)
+    held, variance = math.sqrt(done), SPREAD**2 * max(1 - done, 0.02)
+    squares = DEGREES * variance
+    for _ in range(4):  # to and fro between slope and variance: the slope's prior does not scale with it
+        precision = float(x @ x) + variance / SLOPE**2
+        slope = held + float(x @ (y - held * x)) / precision
+        variance = (squares + float(((y - slope * x) ** 2).sum())) / degrees
+    spread = variance * (1 + 1 / len(own) + gap**2 / precision)
+    return Forecast(math.exp(level[1] + slope * gap), math.sqrt(spread), degrees)
 
 
 def _table(runs: Sequence[Run], step: int) -> Array:
-    """Of the runs that have the step (n, 3): features, log final loss."""
+    """Of the runs that have the step (n, 2): log loss reached there, log final loss."""
     rows = [
-        [*_features(curve, step), math.log(final)]
+        (_reached(curve, step), math.log(final))
         for curve, final in runs
         if step in curve and _positive(final, curve[step])
     ]
-    return np.array(rows).reshape(-1, 3)
+    return np.array(rows).reshape(-1, 2)
 
 
-def _features(curve: Curve, step: int) -> Array:
-    """Of a curve up to a step (2,): log loss there, and how far the mean of the last three reports lies above it."""
-    steps = sorted(other for other in curve if other <= step and _positive(curve[other]))
-    logs = np.log([curve[other] for other in steps[-3:]])
-    return np.array([logs[-1], logs.mean() - logs[-1]])
+def _reached(curve: Curve, step: int) -> float:
+    """The lower of the last two log losses up to a step."""
+    before = max((other for other in curve if other < step and _positive(curve[other])), default=step)
+    return math.log(min(curve[step], curve[before]))
 
 
 class BandPruner(BasePruner):

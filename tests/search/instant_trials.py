@@ -60,12 +60,20 @@ def run(task: dict[str, Any], link: Any) -> dict[str, Any]:
         if width in recipe.get("hungry", ()):
             resource.setrlimit(resource.RLIMIT_AS, (2**30, 2**30))
             bytearray(2**31)
+        if width in recipe.get("out_of_cuda_memory", ()):
+            import torch
+
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
         if once := recipe.get("once"):  # dies the first time that any trial comes here
             marker = Path(once)
             if index == 2 and not marker.exists():
                 marker.touch()
                 os.kill(os.getpid(), signal.SIGKILL)
-        loss = math.nan if width in recipe.get("diverging", ()) and index == 2 else target + 0.5 * (1 - index / reports)
+        loss = target + 0.5 * (1 - index / reports)
+        if index == 2:
+            loss = math.nan if width in recipe.get("diverging", ()) else loss
+            loss = math.inf if width in recipe.get("exploding", ()) else loss
+            loss = 3 * loss if width in recipe.get("spiking", ()) else loss
         if log := recipe.get("log"):
             with open(log, "a") as file:
                 file.write(json.dumps([folder.name, index]) + "\n")

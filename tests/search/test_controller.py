@@ -13,7 +13,7 @@ from optuna.trial import TrialState
 from small_phase import SmallPhase, architecture
 from small_search import open_study, run
 
-from moe_optuna import InputError
+from moe_optuna import BandPruner, InputError
 from moe_optuna.search._controller import RETRIES
 
 
@@ -105,6 +105,8 @@ def test_a_trial_that_always_kills_its_worker_fails_and_is_not_tried_again(tmp_p
     [
         ({"raising": [16]}, "RuntimeError: width 16 does not train"),
         ({"diverging": [16]}, "the loss is nan at report 2"),
+        ({"exploding": [16]}, "the loss is inf at report 2"),
+        ({"out_of_cuda_memory": [16]}, "OutOfMemoryError: CUDA out of memory"),
         ({"hungry": [16]}, "MemoryError"),
     ],
 )
@@ -114,6 +116,18 @@ def test_a_failing_architecture_is_recorded_with_its_reason(tmp_path, recipe, re
     assert [trial.user_attrs["reason"].startswith(reason) for trial in failed] == [True]
     assert failed[0].params == {"index": 1}
     assert sum(trial.state == TrialState.COMPLETE for trial in study.trials) == 8
+
+
+def test_a_loss_spike_is_not_believed_at_once(tmp_path):
+    """An architecture near the optimum, its loss tripled at one report: the pruner stops others, not this one."""
+    settings = {"trials": 13, "widths": 16, "workers": 1, "recipe": {"reports": 8, "spiking": [72]}}
+    settings["settings"] = {"pruner": BandPruner(probability=0.95)}
+    run(tmp_path, **settings | {"trials": 12})
+    open_study(tmp_path).enqueue_trial({"index": 8})
+    *others, spiked = run(tmp_path, **settings).trials
+    assert {trial.state for trial in others} == {TrialState.COMPLETE, TrialState.PRUNED}
+    assert spiked.intermediate_values[2] > 2 * spiked.intermediate_values[1]
+    assert spiked.state == TrialState.COMPLETE
 
 
 def test_a_study_in_which_everything_fails_ends(tmp_path):
@@ -129,6 +143,28 @@ def test_a_full_disk_stops_the_search_and_loses_nothing(tmp_path):
     after = run(tmp_path, trials=20, widths=4).trials  # somebody made room
     assert [trial.state for trial in after] == [TrialState.COMPLETE] * 20
     assert [trial.params for trial in after[: len(before)]] == [trial.params for trial in before]
+
+
+def test_a_data_file_that_goes_missing_stops_the_search_and_loses_nothing(tmp_path):
+    """Whoever has it open trains on; a worker that has to open it anew cannot."""
+    data = tmp_path / "corpus.bin"
+    data.write_bytes(bytes(1000))
+    recipe = {"mapped": str(data), "seconds": 0.01}
+
+    def lose(controller, executor):
+        def observe(event):
+            if event.kind == "report" and event.finished == 5 and data.exists():
+                data.unlink()
+                for process in executor.processes:
+                    os.kill(process, signal.SIGKILL)
+
+        controller.observer = observe
+
+    with pytest.raises(InputError, match=f"FileNotFoundError: .*corpus.bin.*; tried {RETRIES + 1} times; the same"):
+        run(tmp_path, trials=12, recipe=recipe, text="1000", interrupt=lose)
+    assert {trial.state for trial in open_study(tmp_path).trials} == {TrialState.COMPLETE, TrialState.WAITING}
+    data.write_bytes(bytes(1000))
+    assert states(run(tmp_path, trials=12, recipe=recipe, text="1000")) == ["COMPLETE"] * 12
 
 
 def test_a_data_file_that_is_cut_while_it_is_read_stops_the_search_and_loses_nothing(tmp_path):
