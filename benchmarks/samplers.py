@@ -304,11 +304,14 @@ def show(space: str) -> None:
         "peer's median, in trainings, and in FLOPs with the smaller budgets; shares of asks; median regret in 1e-4 at n"
     )
     names = ("inf.", "dup.", "fail", "n=1", "5", "10", "20", "40")
-    print(f"{'family':<10}{'sampler':<9}{'right':>18}{'never':>6}{'ratio':>7}{'FLOPs':>7}", *(f"{n:>6}" for n in names))
+    print(
+        f"{'family':<10}{'sampler':<9}{'seeds':>5}{'right':>18}{'never':>6}{'ratio':>7}{'FLOPs':>7}",
+        *(f"{n:>6}" for n in names),
+    )
     for row in rows:
         shares = [f"{share:6.1%}" for share in row["wasted"].values()]
         regret = [f"{1e4 * value:6.1f}" for value in row["regret"].values()]
-        print(f"{row['family']:<10}{row['sampler']:<9}{row['right']:>18}{row['never']:>6}{row['ratio']:7.2f}"
+        print(f"{row['family']:<10}{row['sampler']:<9}{row['seeds']:>5}{row['right']:>18}{row['never']:>6}{row['ratio']:7.2f}"
               f"{row['flops_ratio']:7.2f}", *shares, *regret)  # fmt: skip
     medians = {row["family"]: row["median"] for row in rows if row["sampler"] == "triad"}
     for name in ("triad", "ladder"):

@@ -224,6 +224,15 @@ def test_repeats_tell_the_noise() -> None:
     assert told.noise_ == pytest.approx(0.02, rel=0.1)
 
 
+@pytest.mark.parametrize("noise", [0.0005, 0.003])
+def test_seed_noise_without_repeats_is_found_within_a_factor(noise: float) -> None:
+    found = []
+    for seed in range(8):
+        observations = runs(holistic, {1e19: 14}, noise, seed)
+        found.append(Surrogate(("compute_density", "expansion_ratio"), seed=0).fit(observations).noise_)
+    assert noise / 2.5 < np.median(found) < 2.5 * noise
+
+
 def test_pruned_runs_bound_the_loss_from_below() -> None:
     """A half in which every run was pruned is predicted better with the bounds than without those runs."""
     corner = GRID[GRID[:, 0] > 0.7]

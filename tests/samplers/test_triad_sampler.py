@@ -225,6 +225,19 @@ def test_pruned_trials_are_bounds(phase: Phase) -> None:
     assert ((unit - 0.6) ** 2).sum() < 0.02
 
 
+def test_runs_that_end_out_of_order_are_all_learned_from(phase: Phase) -> None:
+    sampler = TriadSampler(phase, seed=0)
+    study = optuna.create_study(sampler=sampler)
+    study.optimize(smooth(phase), n_trials=6)
+    asked = [study.ask(phase.distributions) for _ in range(4)]
+    for place in (2, 1, 3, 0):  # the first ends last
+        index = phase.index(asked[place].params)
+        assert index is not None
+        study.tell(asked[place], 3 + 0.3 * float(((phase.unit[index] - 0.6) ** 2).sum()))
+        assert sampler.recommend(study) == TriadSampler(phase, seed=0).recommend(study)  # who reads all anew
+    assert_sound(study, phase)
+
+
 def test_exhausted_lattice_stops_optimize_and_repeats_for_whoever_asks_on(space: SearchSpace) -> None:
     phase = space.phase_zero(space.budgets[0])
     size = len(phase.lattice)
