@@ -18,6 +18,8 @@ from moe_optuna.training.rules import Hyperparameters
 
 __all__ = ["LanguageModelling"]
 
+_KEEP = 0.98  # of the recent load, a step
+
 
 class LanguageModelling(pl.LightningModule):
     """Next-token cross-entropy with AdamW; balances the routers once an optimizer step.
@@ -40,7 +42,8 @@ class LanguageModelling(pl.LightningModule):
         self.model, self.recipe, self.hyper = model, recipe, hyper
         self.step = 0
         self.average: list[Tensor] = []
-        self.load_total = {index: torch.zeros_like(router.load) for index, router in model.routers()}
+        zeros = {index: torch.zeros_like(router.load, dtype=torch.float64) for index, router in model.routers()}
+        self.load_total, self.load_recent = zeros, {index: zero.clone() for index, zero in zeros.items()}
         self._optimizer_state: dict[str, Any] | None = None
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
@@ -51,6 +54,7 @@ class LanguageModelling(pl.LightningModule):
 
     def on_fit_start(self) -> None:
         self.load_total = {index: load.to(self.device) for index, load in self.load_total.items()}
+        self.load_recent = {index: load.to(self.device) for index, load in self.load_recent.items()}
         self.average = [weight.to(self.device) for weight in self.average]
 
     def training_step(self, windows: list[Tensor], batch_index: int) -> None:
@@ -80,6 +84,7 @@ class LanguageModelling(pl.LightningModule):
             if self.trainer.world_size > 1:
                 router.load.copy_(self.trainer.strategy.reduce(router.load, reduce_op="sum"))
             self.load_total[index] += router.load
+            self.load_recent[index].mul_(_KEEP).add_(router.load)
             router.balance(rate)
 
     @torch.no_grad()
@@ -124,12 +129,27 @@ class LanguageModelling(pl.LightningModule):
             total = self.trainer.strategy.reduce(total, reduce_op="sum")
         return float(total[0] / total[1])
 
-    def load_variation(self) -> dict[str, float]:
-        """Coefficient of variation of the experts' load over the whole training, by layer, and the greatest."""
+    def load_diagnostics(self) -> dict[str, float]:
+        """How evenly the experts were loaded.
+
+        For each layer with a router the coefficient of variation of the load over the whole training, and the visits
+        that no expert took (none is ever dropped: this counts, rather than trusts); the greatest of the former; and
+        how many routers have collapsed: over the last fifty steps or so the effective number of experts, which is the
+        exponential of the load's entropy, is at most half of their number.
+        """
         found: dict[str, float] = {}
+        visits = self.step * self.hyper.sequences * self.model.architecture.context_length
+        collapsed = 0
         for index, load in self.load_total.items():
             found[f"load_cv_layer_{index}"] = float(load.std(correction=0) / load.mean().clamp(min=1e-9))
-        return {"load_cv": max(found.values()), **found} if found else {}
+            found[f"dropped_layer_{index}"] = visits * self.model.architecture.top_k - float(load.sum())
+            recent = self.load_recent[index]
+            effective = torch.special.entr(recent / recent.sum().clamp(min=1e-9)).sum().exp()
+            collapsed += bool(self.step and effective <= 0.501 * len(recent))
+        if found:
+            found["load_cv"] = max(value for name, value in found.items() if name.startswith("load_cv"))
+            found["collapsed_routers"] = collapsed
+        return found
 
     def state(self) -> dict[str, Any]:
         """All that a resumed training needs."""
@@ -138,11 +158,13 @@ class LanguageModelling(pl.LightningModule):
             "model": self.model.state_dict(),
             "average": self.average,
             "load_total": self.load_total,
+            "load_recent": self.load_recent,
             "optimizer": self.trainer.optimizers[0].state_dict(),
         }
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Continue from what `state` gave; before the trainer starts."""
-        self.step, self.average, self.load_total = state["step"], state["average"], state["load_total"]
+        self.step, self.average = state["step"], state["average"]
+        self.load_total, self.load_recent = state["load_total"], state["load_recent"]
         self.model.load_state_dict(state["model"])
         self._optimizer_state = state["optimizer"]

@@ -37,7 +37,8 @@ class TrainingResult:
         stopped: Whether the report's receiver stopped it before the end.
         curve: Pairs of tokens and loss, one a report.
         diagnostics: What else is worth knowing: the load's coefficient of variation per layer
-            (``load_cv_layer_3``), the greatest of them (``load_cv``), learning rate, batch, gradient norm.
+            (``load_cv_layer_3``), the greatest of them (``load_cv``), the visits that no expert took
+            (``dropped_layer_3``), the number of ``collapsed_routers``, learning rate, batch.
     """
 
     loss: float

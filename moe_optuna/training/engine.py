@@ -29,7 +29,7 @@ from moe_optuna.training.rules import Hyperparameters, hyperparameters
 
 __all__ = ["train"]
 
-FORMAT = 1
+FORMAT = 2
 _FILE = "training.pt"
 
 
@@ -184,7 +184,7 @@ class _Grid(pl.Callback):
             "learning_rate": module.hyper.learning_rate,
             "sequences": module.hyper.sequences,
             "evaluation_seconds": self.evaluation_seconds,
-            **module.load_variation(),
+            **module.load_diagnostics(),
         }
 
     def save(self, module: LanguageModelling) -> None:

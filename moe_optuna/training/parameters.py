@@ -28,7 +28,8 @@ def fan_ins(model: MoELanguageModel) -> Iterator[tuple[str, nn.Parameter, int | 
 def initialise(model: MoELanguageModel, seed: int) -> None:
     """Draw all matrices, on the CPU and parameter by parameter, so that a seed means the same on every device.
 
-    Attention starts by looking at the tokens just before (`_look_back`). Other gains stay 1, and biases 0.
+    Embeddings share a direction, by which attention can also go by place alone; queries start as keys (`_match`). Other
+    gains stay 1, and biases 0.
     """
     a = model.architecture
     generator = torch.Generator().manual_seed(seed)
@@ -44,26 +45,22 @@ def initialise(model: MoELanguageModel, seed: int) -> None:
             elif name.endswith("router.weight") or name == "head.weight":
                 std *= 0.1
         parameter.copy_(torch.randn(parameter.shape, generator=generator).mul_(std))
+        if fan_in is None:
+            parameter.add_(torch.randn(parameter.shape[-1], generator=generator).mul_(std / 2))
     for module in model.modules():
         if isinstance(module, Attention):
-            _look_back(module, a.context_length)
+            _match(module, a.context_length)
 
 
-def _look_back(attention: Attention, context_length: int) -> None:
-    """Queries that find the token 1, 2, ... places back, whatever it is, by the same map as the keys turned by so many
-    places; heads that share keys look at different places.
+def _match(attention: Attention, context_length: int) -> None:
+    """Queries start as their keys' map, so that a token first attends to its like, and heads of a group start as one.
 
-    At random, attention takes most of a small budget to learn to look at the token before, and when it does is chance.
-    Gains of the QK norm start where the largest score is ``2 log S``: enough to single out one of S keys.
+    From there a model learns to copy early and at much the same time with every seed. Gains of the QK norm start where
+    the largest score is ``2 log S``: enough to single out one of S keys.
     """
     H, G, C = attention.shape
     weight_HCD = attention.qkv.weight[: (H + G) * C].view(H + G, C, -1)
-    angle = context_length ** (-torch.arange(0, C, 2) / C)
-    for head in range(H):
-        key, back = weight_HCD[H + head * G // H], 1 + head % (H // G)
-        cos, sin = (back * angle).cos()[:, None], (back * angle).sin()[:, None]
-        weight_HCD[head, 0::2] = key[0::2] * cos + key[1::2] * sin
-        weight_HCD[head, 1::2] = key[1::2] * cos - key[0::2] * sin
+    weight_HCD[:H] = weight_HCD[H:].repeat_interleave(H // G, 0)
     if attention.norm_over is not None:
         gain = (2 * math.log(context_length) / C**0.5) ** 0.5
         attention.query_gain.fill_(gain)

@@ -5,7 +5,7 @@ Learning rate and batch are functions of compute alone, as in arXiv:2507.17702 (
 best rate does not move with the experts' number or sparsity (Step law's 708 MoE runs, arXiv:2503.04715). Widths enter
 by initialisation and by a rate a tensor, as muP for mixtures of experts demands (arXiv:2508.09752)::
 
-    learning rate of a matrix  =  rate(C) * reference fan-in / fan-in
+    learning rate of a matrix  =  rate(C) * sqrt(reference fan-in / fan-in)
     learning rate of the rest  =  rate(C)                       (embeddings, gains, biases)
     initial standard deviation =  1 / sqrt(fan-in), of output projections also / sqrt(2 L), of router and head a tenth
 
@@ -73,7 +73,7 @@ def hyperparameters(
     sequences = max(1, round(batch / context / multiple)) * multiple
     steps = max(1, round(tokens / (sequences * context)))
     return Hyperparameters(
-        learning_rate=recipe.learning_rate or 3.2e-3 * (compute / _ANCHOR) ** -0.1529,
+        learning_rate=recipe.learning_rate or 5.5e-3 * (compute / _ANCHOR) ** -0.1529,
         sequences=sequences,
         steps=steps,
         weight_decay=0.1 if recipe.weight_decay is None else recipe.weight_decay,
@@ -84,4 +84,4 @@ def hyperparameters(
 
 def rate_factor(fan_in: int | None) -> float:
     """Factor of the learning rate: 1 for what is not a matrix (``None``)."""
-    return 1.0 if fan_in is None else REFERENCE_FAN_IN / fan_in
+    return 1.0 if fan_in is None else (REFERENCE_FAN_IN / fan_in) ** 0.5
