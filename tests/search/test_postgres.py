@@ -52,7 +52,8 @@ def test_a_restart_of_the_server_is_waited_for(tmp_path, postgres, url):
 
     study = run(tmp_path, trials=12, recipe=RECIPE, storage=url, observer=observe)
     assert away.is_set()
-    assert states(study) == ["COMPLETE"] * 12
+    assert set(states(study)) == {"COMPLETE"}
+    assert 12 <= len(study.trials) <= 13  # one may have been made when the server could no longer say so
     assert [trial.value for trial in study.trials] == pytest.approx([expected(trial) for trial in study.trials])
 
 
