@@ -259,9 +259,9 @@ def gpu_peak(step: Step) -> int:
     return torch.cuda.max_memory_allocated() >> 20
 
 
-def _peak(size: str, name: str) -> float:
+def peak_of(name: str, a: MoEArchitecture, sequences: int) -> float:
+    """MiB that building a variant and three steps add to this process' greatest resident size."""
     torch.set_num_threads(1)
-    a, sequences = SIZES[size]
     tokens = torch.randint(0, a.vocab_size, (sequences, a.context_length + 1))
     small = architecture(8, 1, 1, 1, 1, 8, 8, 2, 1)
     variant(name, small, tokens[:, :33] % small.vocab_size)()  # imports and kernels are no part of a training's memory
@@ -279,9 +279,9 @@ def resident(what: str) -> int:
 
 
 def peak_memory(size: str, name: str) -> dict[str, Any]:
-    """MiB that building and three steps add to a fresh process' resident size."""
+    """`peak_of` a fresh process."""
     with multiprocessing.get_context("spawn").Pool(1) as pool:
-        row = {"size": size, "variant": name, "peak_mib": round(pool.apply(_peak, (size, name)), 1)}
+        row = {"size": size, "variant": name, "peak_mib": round(pool.apply(peak_of, (name, *SIZES[size])), 1)}
     print(row, flush=True)
     return row
 

@@ -17,10 +17,14 @@ activations
     are mixed, 2 top_k d_model, and router logits and probabilities in float32. They are divided over
     `tensor_parallel` (sequence parallelism), and not over stages: the first of the 1F1B schedule holds as many
     micro-batches as there are stages. With `recompute` a layer keeps its input alone, and one layer is live at a time.
+    Without `rows_kept` the experts' rows are gathered and multiplied again in the backward pass: gate and up are kept,
+    2 d_expert for each routed expert visited, and of one layer at a time the copies and outputs.
 logits
     vocab_size numbers a token, at `activation_bytes` and again in float32 for their gradient.
 
 It leaves out what depends on the software: buffers of collectives, fragmentation, workspaces.
+
+`trial_memory` is the rule as this project's own training on a CPU keeps to it; `benchmarks/memory.py` measures that.
 """
 
 from __future__ import annotations
@@ -32,7 +36,7 @@ from typing import Any, Generic, TypeVar
 from moe_optuna.architecture import MoEArchitecture
 from moe_optuna.errors import InputError
 
-__all__ = ["Memory", "Shape", "all_to_all_bytes", "training_memory"]
+__all__ = ["Memory", "Shape", "all_to_all_bytes", "training_memory", "trial_memory"]
 
 Number = TypeVar("Number")
 """An integer or a float, or an array of them: the formulas hold for many architectures at once."""
@@ -119,6 +123,7 @@ def training_memory(
     pipeline_stages: int = 1,
     zero: int = 1,
     recompute: bool = False,
+    rows_kept: bool = True,
     weight_bytes: float = 2,
     gradient_bytes: float = 4,
     optimizer_bytes: float = 12,
@@ -130,6 +135,7 @@ def training_memory(
         architecture: One architecture, or the `Shape` of many.
         tokens: Tokens of a micro-batch on one device.
         zero: ZeRO stage, 0 to 3.
+        rows_kept: Whether the experts' rows are kept for the backward pass.
 
     Raises:
         InputError: Where a number of devices or of tokens is below 1, or `zero` is no stage.
@@ -153,15 +159,34 @@ def training_memory(
 
     block = 4 * s.d_model + s.mixer_features
     dense = activation_bytes * (block + 3 * s.d_dense)
-    experts = 3 * (s.top_k * s.d_expert + s.d_shared) + 2 * s.top_k * s.d_model
+    routed = s.top_k * (3 * s.d_expert + 2 * s.d_model if rows_kept else 2 * s.d_expert)
+    experts = routed + 3 * s.d_shared
     moe = activation_bytes * (block + experts) + 8 * s.n_experts
     if recompute:
         inputs = activation_bytes * s.d_model * (s.n_dense_layers + s.n_moe_layers)
         layers = inputs + _larger(dense * (s.n_dense_layers > 0), moe * (s.n_moe_layers > 0))
     else:
         layers = dense * s.n_dense_layers + moe * s.n_moe_layers
+    if not rows_kept:
+        layers = layers + activation_bytes * 2 * s.top_k * s.d_model
     logits = (activation_bytes + 4) * s.vocab_size
     return Memory(weights, gradients, optimizer, tokens * layers / tensor_parallel, tokens * logits / tensor_parallel)
+
+
+def trial_memory(architecture: MoEArchitecture, *, tokens: int, averaged: bool = False) -> Memory[Any]:
+    """Bytes that one of this project's trainings adds to a process on a CPU, all in float32.
+
+    Args:
+        architecture: What is trained.
+        tokens: Tokens of a forward pass.
+        averaged: Whether the recipe averages weights.
+    """
+    # Gradients lie twice, as autograd gives them and side by side for the optimizer, which holds two moments.
+    moments = 12 if averaged else 8
+    return training_memory(
+        architecture, tokens=tokens, rows_kept=False,
+        weight_bytes=4, gradient_bytes=8, optimizer_bytes=moments, activation_bytes=4,
+    )  # fmt: skip
 
 
 def all_to_all_bytes(top_k: Any, d_model: Any, n_moe_layers: Any, *, expert_parallel: float = math.inf) -> Any:
