@@ -56,7 +56,9 @@ class Database(RDBStorage):
     """Optuna's relational storage; its server may be away for ten minutes."""
 
 
-for _name in BaseStorage.__abstractmethods__:
+# Beside the public methods those that Optuna's cache in front of it calls.
+_CACHED = ("_create_new_trial", "_get_best_trial_id", "_get_trials", "_set_trial_param")
+for _name in (*BaseStorage.__abstractmethods__, *_CACHED, "get_trial_id_from_study_id_trial_number"):
     setattr(Database, _name, _waiting(getattr(RDBStorage, _name)))
 Database.__abstractmethods__ = frozenset()
 

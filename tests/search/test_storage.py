@@ -1,6 +1,9 @@
 import errno
+import inspect
+import itertools
 import json
 import os
+import re
 import subprocess
 import sys
 
@@ -143,3 +146,36 @@ def test_one_search_a_folder_and_the_kernel_frees_it(tmp_path):
         other.communicate()
     with hold(tmp_path):
         pass
+
+
+def test_every_call_to_a_database_waits_for_its_server(tmp_path):
+    """Optuna puts a cache in front of a database; whatever that calls must wait, or a restart ends the search."""
+    from optuna.storages import _cached_storage
+
+    from moe_optuna.search._database import Database
+
+    called = set(re.findall(r"self\._backend\.(\w+)\(", inspect.getsource(_cached_storage)))
+    assert len(called) > 15
+    unused = {name for name in called if "heartbeat" in name or "stale" in name}  # of trials without a lease
+    assert {name for name in called - unused if not hasattr(getattr(Database, name), "__wrapped__")} == set()
+
+
+def test_a_server_that_is_away_for_a_moment_is_waited_for(tmp_path, monkeypatch):
+    from optuna.storages import RDBStorage
+    from sqlalchemy.exc import OperationalError
+
+    study = optuna.create_study(storage=open_storage(f"sqlite:///{tmp_path}/x.db", tmp_path, workers=1))
+    times, connect = itertools.count(), RDBStorage.__init__.__globals__["_create_scoped_session"]
+
+    def away(*arguments, **settings):
+        if next(times) % 3 < 2:
+            raise OperationalError("select 1", {}, Exception("connection refused"))
+        return connect(*arguments, **settings)
+
+    monkeypatch.setitem(RDBStorage.__init__.__globals__, "_create_scoped_session", away)
+    monkeypatch.setattr("moe_optuna.search._database.time.sleep", lambda seconds: None)
+    trial = study.ask()
+    trial.suggest_float("x", 0, 1)
+    study.tell(trial, 1.0)
+    assert [trial.value for trial in study.trials] == [1.0]
+    assert next(times) > 10
