@@ -1,4 +1,4 @@
-"""Where text comes from: the standard library's sources, folders of text files, ``.jsonl`` files."""
+"""Where text comes from: the standard library's sources, folders of text, ``.jsonl`` files, `datasets` on disk."""
 
 from __future__ import annotations
 
@@ -41,6 +41,10 @@ def source_files(data: str) -> tuple[Path, list[Path]]:
             return root.parent, [root]
         if not root.is_dir():
             raise InputError(f"{data!r}, expected 'python' or an existing file or folder", where="data")
+        if (root / "dataset_dict.json").is_file():  # several splits: the one to train on
+            root = root / "train"
+        if (root / "state.json").is_file():
+            return root, sorted(root.glob("*.arrow"))
         files = [path for path in root.rglob("*") if path.suffix in TEXT_SUFFIXES and path.is_file()]
     if not files:
         raise InputError(f"{data!r} holds no text files ({' '.join(sorted(TEXT_SUFFIXES))})", where="data")
@@ -60,9 +64,15 @@ def documents(root: Path, files: list[Path]) -> Iterator[tuple[str, str]]:
 
 
 def _whole(root: Path, files: list[Path]) -> Iterator[tuple[str, str]]:
+    if files and files[0].suffix == ".arrow":
+        yield from _rows(root)
+        return
     for path in files:
         name = path.relative_to(root).as_posix()
-        text = path.read_text(encoding="utf-8", errors="replace")
+        try:
+            text = path.read_text(encoding="utf-8", errors="replace")
+        except OSError as error:
+            raise InputError(f"cannot be read: {error.strerror}", where=path) from None
         if path.suffix != ".jsonl":
             if text.strip():
                 yield name, text
@@ -75,6 +85,24 @@ def _whole(root: Path, files: list[Path]) -> Iterator[tuple[str, str]]:
             except (ValueError, TypeError, KeyError):
                 raise InputError("expected a JSON object with a key 'text'", where=f"{path}:{number}") from None
             yield f"{name}:{number}", str(content)
+
+
+def _rows(folder: Path) -> Iterator[tuple[str, str]]:
+    """The column ``text`` of what `datasets` saved."""
+    try:
+        from datasets import load_from_disk
+    except ImportError:
+        raise InputError("needs the package 'datasets', which is not installed", where=folder) from None
+    try:
+        rows = load_from_disk(str(folder))
+    except Exception as error:  # the package raises many kinds on what it did not save
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise InputError(f"not a folder of `datasets`: {reason}", where=folder) from None
+    if "text" not in rows.column_names:
+        raise InputError(f"columns {', '.join(rows.column_names)}, expected 'text' among them", where=folder)
+    for number, text in enumerate(rows["text"]):
+        if str(text).strip():
+            yield f"{number}", str(text)
 
 
 def _pieces(text: str) -> Iterator[str]:

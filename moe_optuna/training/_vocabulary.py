@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import json
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -68,21 +70,32 @@ def _tokenizers(path: Path, identity: str) -> Vocabulary:
     try:
         tokenizer = Tokenizer.from_file(str(path))
     except Exception as error:  # the package raises bare exceptions of its own
-        raise InputError(f"not a tokenizers file: {error}", where=path) from None
+        reason = (str(error).splitlines() or [""])[0]
+        raise InputError(f"not a tokenizers file: {reason}", where=path) from None
     known = tokenizer.get_vocab(with_added_tokens=True)
     size = max(known.values()) + 1
     ends = [known[token] for token in ("<|endoftext|>", "</s>", "<eos>", "<|end_of_text|>") if token in known]
     end = ends[0] if ends else size
     size = max(size, end + 1)
     token_bytes = np.ones(size, dtype=np.int64)
-    for index in known.values():
-        token_bytes[index] = len(tokenizer.decode([index], skip_special_tokens=False).encode()) or 1
+    kinds = set(re.findall(r'"type":\s*"(\w+)"', json.dumps(json.loads(tokenizer.to_str())["decoder"])))
+    for token, index in known.items():
+        token_bytes[index] = _bytes_of(token, kinds)
     token_bytes[end] = 1
 
     def encode(text: str) -> NDArray[np.integer]:
         return np.array([*tokenizer.encode(text, add_special_tokens=False).ids, end], dtype=np.int64)
 
     return Vocabulary(identity, size, encode, token_bytes)
+
+
+def _bytes_of(token: str, decoders: set[str]) -> int:
+    """Bytes that a token stands for; decoding it alone would not tell (a part of a character, a space at the start)."""
+    if "ByteLevel" in decoders:
+        return len(token)  # a character a byte
+    if "ByteFallback" in decoders and re.fullmatch("<0x[0-9A-F]{2}>", token):
+        return 1
+    return len(token.replace("▁", " ").removeprefix("##").encode()) or 1
 
 
 # GPT-4's pattern (cl100k_base), which tiktoken's ranks do not carry with them.
@@ -102,7 +115,9 @@ def _tiktoken(path: Path, content: bytes, identity: str) -> Vocabulary:
     try:
         ranks = {base64.b64decode(token): int(rank) for token, rank in map(bytes.split, content.splitlines()) if token}
     except ValueError:
-        raise InputError("not a tiktoken file, expected lines of base64 and rank", where=path) from None
+        ranks = {}
+    if not ranks:
+        raise InputError("not a tiktoken file, expected lines of base64 and rank", where=path)
     end = max(ranks.values()) + 1
     encoding = tiktoken.Encoding(path.stem, pat_str=_PATTERN, mergeable_ranks=ranks, special_tokens={"<|end|>": end})
     token_bytes = np.ones(end + 1, dtype=np.int64)

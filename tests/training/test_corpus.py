@@ -1,0 +1,270 @@
+"""Text of every kind to tokens: what is trained on, what is held out, and bad files told in one line."""
+
+import json
+import math
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from moe_optuna.errors import InputError
+from moe_optuna.training import Corpus, Recipe, prepare
+from moe_optuna.training._corpus import _prepare
+from moe_optuna.training._vocabulary import load_vocabulary
+
+TEXT = "Größe: 3 × 4 = 12 → naïve café, the cat sat on the mat. " * 3
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MOE_OPTUNA_CACHE", str(tmp_path / "cache"))
+
+
+def documents_of(tokens: Any) -> set[bytes]:
+    """What lies between the separators."""
+    return set(np.asarray(tokens).astype(np.uint8).tobytes().split(b"\0")) - {b""}
+
+
+# ------------------------------------------------------------------------------------------ kinds of text
+
+
+def test_a_folder_is_split_by_document(folder: Path) -> None:
+    """Every document is on one side, whole and ended; suffixes that are no text are left out."""
+    (folder / "picture.png").write_bytes(b"\x89PNG")
+    corpus = prepare(Recipe(data=str(folder), held_out=0.25))
+    train, held_out = documents_of(corpus.train), documents_of(corpus.held_out)
+    assert train | held_out == {path.read_bytes() for path in folder.glob("*.txt")}
+    assert not train & held_out
+    assert 4 <= len(held_out) <= 16
+    assert corpus.train[-1] == corpus.held_out[-1] == 0
+    assert corpus.origin["documents"] == {"train": len(train), "held_out": len(held_out)}
+
+
+def test_a_document_stays_on_its_side(folder: Path) -> None:
+    before = documents_of(prepare(Recipe(data=str(folder), held_out=0.25)).held_out)
+    (folder / "another.txt").write_text("one more", encoding="utf-8")
+    after = documents_of(prepare(Recipe(data=str(folder), held_out=0.25)).held_out)
+    assert after - {b"one more"} == before
+
+
+def test_lines_of_jsonl_are_documents(tmp_path: Path) -> None:
+    texts = [f"document {number}: {'ä' * number}" for number in range(30)]
+    lines = [json.dumps({"text": text, "id": number}) for number, text in enumerate(texts)]
+    (tmp_path / "all.jsonl").write_text("\n".join([*lines, ""]), encoding="utf-8")
+    corpus = prepare(Recipe(data=str(tmp_path / "all.jsonl"), held_out=0.2))
+    assert documents_of(corpus.train) | documents_of(corpus.held_out) == {text.encode() for text in texts}
+
+
+def test_one_long_text_is_cut_at_line_ends(tmp_path: Path) -> None:
+    text = "".join(f"line {number} of a long text\n" for number in range(20_000))
+    (tmp_path / "long.txt").write_text(text, encoding="utf-8")
+    corpus = prepare(Recipe(data=str(tmp_path / "long.txt"), held_out=0.2))
+    pieces = documents_of(corpus.train) | documents_of(corpus.held_out)
+    assert all(piece.endswith(b"\n") for piece in pieces)
+    assert sum(map(len, pieces)) == len(text)
+    assert len(corpus.held_out) > 0.05 * len(text)
+
+
+def test_the_built_in_corpus() -> None:
+    corpus = prepare(Recipe())
+    assert len(corpus.train) > 5_000_000
+    assert 0.02 < len(corpus.held_out) / len(corpus.train) < 0.2
+    assert isinstance(corpus.train, np.memmap)
+    assert corpus.vocab_size == 256
+    assert any(b"def " in document for document in documents_of(corpus.held_out))
+
+
+@pytest.mark.parametrize("dtype", ["uint16", "uint32"])
+def test_memory_maps_are_taken_as_they_are(tmp_path: Path, dtype: str) -> None:
+    tokens = (np.arange(1000) * 7 % 300).astype(dtype)
+    tokens.tofile(tmp_path / "all.bin")
+    corpus = prepare(Recipe(data=str(tmp_path / "all.bin"), token_dtype=dtype, held_out=0.1))
+    assert np.array_equal(corpus.train, tokens[:900])
+    assert np.array_equal(corpus.held_out, tokens[900:])
+    assert corpus.vocab_size == 300
+    assert corpus.bits_per_byte(1.0, np.zeros((1, 3), dtype=np.int64)) is None
+    tokens[:100].tofile(tmp_path / "val.bin")
+    tokens[100:].tofile(tmp_path / "train.bin")
+    both = prepare(Recipe(data=str(tmp_path), token_dtype=dtype))
+    assert np.array_equal(both.train, tokens[100:])
+    assert np.array_equal(both.held_out, tokens[:100])
+
+
+def test_datasets_on_disk(tmp_path: Path) -> None:
+    datasets = pytest.importorskip("datasets")
+    texts = [f"row {number} {TEXT}" for number in range(40)]
+    rows = datasets.Dataset.from_dict({"text": texts, "id": list(range(40))})
+    rows.save_to_disk(str(tmp_path / "one"))
+    datasets.DatasetDict({"train": rows, "test": rows}).save_to_disk(str(tmp_path / "several"))
+    for name in ("one", "several"):
+        corpus = prepare(Recipe(data=str(tmp_path / name), held_out=0.2))
+        assert documents_of(corpus.train) | documents_of(corpus.held_out) == {text.encode() for text in texts}
+    datasets.Dataset.from_dict({"content": texts}).save_to_disk(str(tmp_path / "other"))
+    with pytest.raises(InputError, match="columns content, expected 'text' among them"):
+        prepare(Recipe(data=str(tmp_path / "other")))
+
+
+def test_datasets_that_cannot_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "state.json").write_text("{}", encoding="utf-8")
+    (tmp_path / "data-00000-of-00001.arrow").write_bytes(b"nothing")
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    with pytest.raises(InputError, match="needs the package 'datasets', which is not installed"):
+        prepare(Recipe(data=str(tmp_path)))
+
+
+# ---------------------------------------------------------------------------------------------- vocabularies
+
+
+def tokenizers_file(path: Path, kind: str) -> str:
+    tokenizers = pytest.importorskip("tokenizers")
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE(byte_fallback=kind == "metaspace", unk_token=None))
+    trainer: dict[str, Any] = {"vocab_size": 400, "special_tokens": ["<|endoftext|>"], "show_progress": False}
+    if kind == "byte level":
+        tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+        tokenizer.decoder = tokenizers.decoders.ByteLevel()
+        trainer["initial_alphabet"] = tokenizers.pre_tokenizers.ByteLevel.alphabet()
+    else:
+        tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Metaspace(prepend_scheme="never")
+        decoders = tokenizers.decoders
+        tokenizer.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Metaspace(prepend_scheme="never")])
+        trainer["special_tokens"] += [f"<0x{byte:02X}>" for byte in range(256)]
+        trainer["vocab_size"] = 330
+    tokenizer.train_from_iterator(["the cat sat on the mat. naïve café" * 5], tokenizers.trainers.BpeTrainer(**trainer))
+    tokenizer.save(str(path))
+    return str(path)
+
+
+def tiktoken_file(path: Path, _: str) -> str:
+    import base64
+
+    pytest.importorskip("tiktoken")
+    tokens = [bytes([byte]) for byte in range(256)] + [b"th", b"the", b" the", b"ca", b"at"]
+    path.write_bytes(b"".join(base64.b64encode(token) + f" {rank}\n".encode() for rank, token in enumerate(tokens)))
+    return str(path)
+
+
+@pytest.mark.parametrize(
+    ("write", "suffix", "kind"),
+    [
+        (tokenizers_file, ".json", "byte level"),
+        (tokenizers_file, ".json", "metaspace"),
+        (tiktoken_file, ".tiktoken", ""),
+        (lambda path, kind: "bytes", "", ""),
+    ],
+    ids=["byte level", "metaspace", "tiktoken", "bytes"],
+)
+def test_tokens_stand_for_every_byte_of_the_text(tmp_path: Path, write: Any, suffix: str, kind: str) -> None:
+    """Also of characters that several tokens share; the end of a document counts as one byte."""
+    vocabulary = load_vocabulary(write(tmp_path / f"vocabulary{suffix}", kind))
+    tokens = vocabulary.encode(TEXT)
+    assert vocabulary.token_bytes.shape == (vocabulary.size,)
+    assert tokens.max() < vocabulary.size
+    assert vocabulary.token_bytes[tokens].sum() == len(TEXT.encode()) + 1
+    assert tokens[-1] != tokens[:-1].max() or (tokens == tokens[-1]).sum() == 1
+    if suffix:
+        assert len(tokens) < len(TEXT.encode())
+
+
+def test_bits_per_byte_of_a_vocabulary(tmp_path: Path, folder: Path) -> None:
+    """A uniform model over V tokens costs log(V) nats a token, whatever bytes the tokens stand for."""
+    name = tokenizers_file(tmp_path / "vocabulary.json", "byte level")
+    corpus = prepare(Recipe(data=str(folder), vocabulary=name, held_out=0.25))
+    windows = corpus.held_out_windows(32, 5)
+    text_bytes = load_vocabulary(name).token_bytes[windows[:, 1:]].sum()
+    uniform = math.log(corpus.vocab_size)
+    expected = math.log2(corpus.vocab_size) * windows[:, 1:].size / text_bytes
+    assert corpus.bits_per_byte(uniform, windows) == pytest.approx(expected)
+    plain = prepare(Recipe(data=str(folder), held_out=0.25))
+    assert plain.bits_per_byte(math.log(2), plain.held_out_windows(32, 5)) == pytest.approx(1.0)
+
+
+# ------------------------------------------------------------------------------------------- cache and windows
+
+
+def test_prepared_once_and_by_content(folder: Path, tmp_path: Path) -> None:
+    recipe = Recipe(data=str(folder))
+    first = prepare(recipe)
+    made = {path: path.stat().st_mtime_ns for path in (tmp_path / "cache" / "corpora").glob("*/*")}
+    _prepare.cache_clear()  # as another process
+    second = prepare(recipe)
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "cache" / "corpora").glob("*/*")} == made
+    assert isinstance(second.train, np.memmap)
+    assert np.array_equal(first.train, second.train)
+    (folder / "00.txt").write_text("changed", encoding="utf-8")
+    _prepare.cache_clear()
+    assert prepare(recipe).origin["content"] != first.origin["content"]
+    assert len(list((tmp_path / "cache" / "corpora").iterdir())) == 2  # and nothing unfinished
+
+
+def test_windows_are_packed_and_each_is_seen_once_an_epoch(folder: Path) -> None:
+    corpus = prepare(Recipe(data=str(folder)))
+    windows = corpus.windows(50)
+    assert windows == (len(corpus.train) - 1) // 50
+    orders = [corpus.training_order(50, seed, epoch) for seed, epoch in ((0, 0), (0, 1), (1, 0))]
+    assert all(np.array_equal(np.sort(order), np.arange(windows)) for order in orders)
+    assert not np.array_equal(orders[0], orders[1])
+    assert not np.array_equal(orders[0], orders[2])
+    held = corpus.held_out_windows(50, 4)
+    assert held.shape == (4, 51)
+    starts = [next(i for i in range(0, len(corpus.held_out), 50)
+                   if np.array_equal(corpus.held_out[i : i + 51], window)) for window in held]  # fmt: skip
+    assert starts[0] == 0
+    assert max(np.diff(starts)) - min(np.diff(starts)) <= 50
+
+
+def test_unigram_loss_is_the_cross_entropy_of_counts() -> None:
+    corpus = Corpus(np.array([0, 0, 1], np.uint16), np.array([0, 1, 1], np.uint16), 2, None, {})
+    expected = -(math.log(3 / 5) + 2 * math.log(2 / 5)) / 3
+    assert corpus.unigram_loss() == pytest.approx(expected)
+
+
+# ------------------------------------------------------------------------------------------------ bad input
+
+
+def bad_folder(path: Path) -> dict[str, Any]:
+    (path / "empty").mkdir()
+    (path / "picture.png").write_bytes(b"\x89PNG")
+    (path / "blank.txt").write_text(" \n", encoding="utf-8")
+    (path / "odd.bin").write_bytes(b"123")
+    (path / "none.bin").write_bytes(b"")
+    (path / "half").mkdir()
+    (path / "half" / "train.bin").write_bytes(b"1234")
+    (path / "broken.jsonl").write_text('{"text": "fine"}\n{"no text": 1}\n', encoding="utf-8")
+    (path / "broken.json").write_text("[1, 2", encoding="utf-8")
+    (path / "broken.tiktoken").write_text("not base64 at all!\n", encoding="utf-8")
+    (path / "vocabulary.model").write_bytes(b"1")
+    return {}
+
+
+@pytest.mark.parametrize(
+    ("recipe", "expected"),
+    [
+        ({"data": "missing"}, "data: .*missing.*expected 'python' or an existing file or folder"),
+        ({"data": "missing.bin"}, "data: .*expected an existing file"),
+        ({"data": "empty"}, "data: .*holds no text files"),
+        ({"data": "blank.txt"}, "data: 0 documents, too few"),
+        ({"data": "odd.bin"}, "3 bytes, expected a positive multiple of 2"),
+        ({"data": "none.bin"}, "0 bytes, expected a positive multiple of 2"),
+        ({"data": "half"}, "val.bin: missing"),
+        ({"data": "broken.jsonl"}, r"broken.jsonl:2: expected a JSON object with a key 'text'"),
+        ({"vocabulary": "missing.json"}, "vocabulary: .*expected 'bytes' or a file"),
+        ({"vocabulary": "vocabulary.model"}, r"vocabulary: .*expected a .json \(tokenizers\) or .tiktoken file"),
+        ({"vocabulary": "broken.json"}, "not a tokenizers file"),
+        ({"vocabulary": "broken.tiktoken"}, "not a tiktoken file|needs the package 'tiktoken'"),
+    ],
+    ids=lambda value: next(iter(value.values())) if isinstance(value, dict) else "",
+)
+def test_bad_files_are_told_in_one_line(tmp_path: Path, recipe: dict[str, str], expected: str) -> None:
+    bad_folder(tmp_path)
+    with pytest.raises(InputError, match=expected) as caught:
+        prepare(Recipe(**{key: str(tmp_path / value) for key, value in recipe.items()}))
+    assert "\n" not in str(caught.value)
+
+
+def test_text_that_is_too_short_for_a_window(tmp_path: Path) -> None:
+    np.arange(20, dtype=np.uint16).tofile(tmp_path / "short.bin")
+    corpus = prepare(Recipe(data=str(tmp_path / "short.bin"), held_out=0.2))
+    with pytest.raises(InputError, match="data: 4 held-out tokens, expected more than context_length = 16"):
+        corpus.held_out_windows(16, 4)
