@@ -30,6 +30,7 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -43,7 +44,7 @@ from record import RESULTS, record
 import moe_optuna
 from moe_optuna import problems
 from moe_optuna.samplers import TriadSampler
-from moe_optuna.space import Phase
+from moe_optuna.space import Phase, SearchSpace
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)
 warnings.filterwarnings("ignore")
@@ -159,23 +160,30 @@ def warm(space: str, found: Search) -> Search:
     """TriadSampler at the largest budget with studies at each smaller one as parents."""
     problem, phase = setting(space, found.family, found.seed)
     parents: list[optuna.Study] = []
-    for step, compute in enumerate((*problem.space.budgets[:-1], phase.compute)):
-        at, last = problem.space.phase_one(compute), compute == phase.compute
+    for step, at in enumerate(phases(space)):
+        last = at is phase
         runs = found.trainings if last else min(NEXT if step else FIRST, len(at.lattice))
         sampler = TriadSampler(at, parents=tuple(parents), seed=found.seed)
         study = optuna.create_study(sampler=sampler)
-        study.set_user_attr("compute", compute)
+        study.set_user_attr("compute", at.compute)
         if last:
             return search(problem, at, study, found, runs, sampler)
         below = search(problem, at, study, replace(found, regrets=[]), runs, None)
-        found.below += (below.asked - below.infeasible) * compute / phase.compute
+        found.below += (below.asked - below.infeasible) * at.compute / phase.compute
         parents.append(study)
     raise AssertionError
 
 
+@lru_cache
+def phases(space: str) -> tuple[Phase, ...]:
+    """Phase 1 at each budget."""
+    loaded = SearchSpace.load(space)
+    return tuple(loaded.phase_one(compute) for compute in loaded.budgets)
+
+
 def setting(space: str, family: str, seed: int) -> tuple[problems.Problem, Phase]:
-    problem = problems.make(family, space, variant=seed)
-    return problem, problem.space.phase_one(problem.space.budgets[-1])
+    at = phases(space)[-1]
+    return problems.make(family, at.space, variant=seed), at
 
 
 def call(job: tuple[str, Search]) -> Search:
@@ -187,10 +195,9 @@ def call(job: tuple[str, Search]) -> Search:
 
 def keys(space: str, family: str, seed: int, sampler: str) -> str:
     """What a search depends on: the problem at all budgets, and the code that chose."""
-    problem = problems.make(family, space, variant=seed)
-    phases = [problem.space.phase_one(compute) for compute in problem.space.budgets]
-    phases = phases if sampler == "ladder" else phases[-1:]
-    parts = [np.append(problem.true_losses(phase) * (1 + problem.failing(phase)), problem.noise) for phase in phases]
+    problem, largest = setting(space, family, seed)
+    used = phases(space) if sampler == "ladder" else (largest,)
+    parts = [np.append(problem.true_losses(phase) * (1 + problem.failing(phase)), problem.noise) for phase in used]
     # Rounded, so that the last bit of another machine's logarithm does not make a new problem of it.
     text = ";".join(",".join(f"{value:.9g}" for value in part) for part in parts)
     return f"{zlib.crc32(text.encode()):08x} " + (ours() if sampler in OURS else f"optuna {version('optuna')}")

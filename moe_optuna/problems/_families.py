@@ -8,7 +8,8 @@ moves with compute from there; where in the range is drawn anew for each variant
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import numpy as np
 
@@ -58,30 +59,8 @@ class _Setting:
 
     @classmethod
     def of(cls, space: SearchSpace, variant: int) -> _Setting:
-        budgets = space.budgets
-        at = budgets[len(budgets) // 2]
-        lattice = space.phase_one(at).lattice.arrays
-        flops, active, total = (
-            lattice[name].astype(float) for name in ("flops_per_token", "active_params", "total_params")
-        )
-        layers = lattice["n_dense_layers"] + lattice["n_moe_layers"]
-        visited = lattice["top_k"] + lattice["n_shared_experts"]
-        widths = [float(np.median(space.phase_one(c).lattice.arrays["d_model"])) for c in (budgets[0], budgets[-1])]
-        sparse, dense = np.quantile(flops / active, [0.02, 0.98])
-        thin, thick = np.quantile(total / active, [0.02, 0.98])
-        random = np.random.default_rng([7, variant])
-        a, b, c = random.uniform(0.15, 0.85, 3)
-        return cls(
-            at=at,
-            density=(float(sparse), float(dense)),
-            expansion=(float(thin), float(thick)),
-            pole=float(((lattice["n_experts"] + lattice["n_shared_experts"]) / visited).max()),
-            d_model=float(np.exp(np.median(np.log(lattice["d_model"])))),
-            aspect=float(np.exp(np.median(np.log(lattice["d_model"] / layers)))),
-            width_growth=float(np.log(widths[1] / widths[0]) / (np.log(budgets[-1] / budgets[0]) or 1.0)),
-            beyond=float(np.sqrt(budgets[-1] * budgets[max(len(budgets) - 2, 0)])),
-            places=(float(a), float(b), float(c)),
-        )
+        a, b, c = np.random.default_rng([7, variant]).uniform(0.15, 0.85, 3)
+        return replace(_ranges(space.to_toml()), places=(float(a), float(b), float(c)))
 
     @property
     def excess(self) -> tuple[float, float]:
@@ -113,6 +92,34 @@ class _Setting:
 
     def allocation_term(self) -> Allocation:
         return Allocation(PowerLaw(0.6 + 0.8 * self.places[2], -0.02, self.at))
+
+
+@lru_cache(maxsize=16)
+def _ranges(text: str) -> _Setting:
+    """What the lattices of a space, as TOML, span; the optima in the middle."""
+    space = SearchSpace.from_toml(text)
+    budgets = space.budgets
+    at = budgets[len(budgets) // 2]
+    lattice = space.phase_one(at).lattice.arrays
+    flops, active, total = (
+        lattice[name].astype(float) for name in ("flops_per_token", "active_params", "total_params")
+    )
+    layers = lattice["n_dense_layers"] + lattice["n_moe_layers"]
+    visited = lattice["top_k"] + lattice["n_shared_experts"]
+    widths = [float(np.median(space.phase_one(c).lattice.arrays["d_model"])) for c in (budgets[0], budgets[-1])]
+    sparse, dense = np.quantile(flops / active, [0.02, 0.98])
+    thin, thick = np.quantile(total / active, [0.02, 0.98])
+    return _Setting(
+        at=at,
+        density=(float(sparse), float(dense)),
+        expansion=(float(thin), float(thick)),
+        pole=float(((lattice["n_experts"] + lattice["n_shared_experts"]) / visited).max()),
+        d_model=float(np.exp(np.median(np.log(lattice["d_model"])))),
+        aspect=float(np.exp(np.median(np.log(lattice["d_model"] / layers)))),
+        width_growth=float(np.log(widths[1] / widths[0]) / (np.log(budgets[-1] / budgets[0]) or 1.0)),
+        beyond=float(np.sqrt(budgets[-1] * budgets[max(len(budgets) - 2, 0)])),
+        places=(0.5, 0.5, 0.5),
+    )
 
 
 def _holistic(s: _Setting) -> tuple[Term, ...]:
