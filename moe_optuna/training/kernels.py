@@ -117,8 +117,8 @@ class _Rotate(Function):
 
 
 def rotate(x_THC: Tensor, table: Tensor) -> Tensor:
-    """`turn` for autograd: its backward turns back."""
-    return cast(Tensor, apply(_Rotate, x_THC, table))
+    """`turn` for autograd: its backward turns back. In the table's precision, whatever that of x."""
+    return cast(Tensor, apply(_Rotate, x_THC.to(table.real.dtype), table)).to(x_THC.dtype)
 
 
 def norm_rotate_forward(x_THC: Tensor, gain_HC: Tensor, table: Tensor) -> tuple[Tensor, Saved]:
@@ -150,8 +150,8 @@ class _NormRotate(Function):
 
 
 def norm_rotate(x_THC: Tensor, gain_HC: Tensor, table: Tensor) -> Tensor:
-    """`norm_rotate_forward` for autograd."""
-    return cast(Tensor, apply(_NormRotate, x_THC, gain_HC, table))
+    """`norm_rotate_forward` for autograd, in the table's precision."""
+    return cast(Tensor, apply(_NormRotate, x_THC.to(table.real.dtype), gain_HC, table)).to(x_THC.dtype)
 
 
 # -------------------------------------------------------------------------------------------------- SwiGLU
