@@ -231,6 +231,8 @@ class Controller:
             for name in ("tokens", "seconds", "bits_per_byte"):
                 if isinstance(value := result.get(name), (int, float)):
                     run.trial.set_user_attr(name, value)
+            if collapsed := result.get("diagnostics", {}).get("collapsed_routers"):
+                run.trial.set_user_attr("collapsed_routers", collapsed)
             if run.verdict == "failed":
                 run.trial.set_user_attr("reason", run.reason)
                 self._failed[run.architecture] = run.reason

@@ -67,6 +67,8 @@ class LightningObjective:
         trial.set_user_attr("seconds", result.seconds)
         if result.bits_per_byte is not None:
             trial.set_user_attr("bits_per_byte", result.bits_per_byte)
+        if collapsed := result.diagnostics.get("collapsed_routers"):
+            trial.set_user_attr("collapsed_routers", collapsed)
         if result.stopped:
             raise optuna.TrialPruned
         return result.loss

@@ -73,7 +73,7 @@ def hyperparameters(
     sequences = max(1, round(batch / context / multiple)) * multiple
     steps = max(1, round(tokens / (sequences * context)))
     return Hyperparameters(
-        learning_rate=recipe.learning_rate or 5.5e-3 * (compute / _ANCHOR) ** -0.1529,
+        learning_rate=recipe.learning_rate or 6.5e-3 * (compute / _ANCHOR) ** -0.1529,
         sequences=sequences,
         steps=steps,
         weight_decay=0.1 if recipe.weight_decay is None else recipe.weight_decay,
