@@ -1,0 +1,65 @@
+"""The rule against the laws that it names, and the schedule against its definition."""
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+
+from moe_optuna.architecture import MoEArchitecture
+from moe_optuna.training import Recipe
+from moe_optuna.training.model import MoELanguageModel
+from moe_optuna.training.parameters import parameter_groups
+from moe_optuna.training.rules import Hyperparameters, hyperparameters
+
+Build = Callable[..., MoEArchitecture]
+
+
+def test_exponents_are_those_of_the_law(architecture: Build) -> None:
+    """Ling's: rate C^-0.1529, batch C^0.3644; the batch in whole sequences of every device."""
+    a = architecture()
+    low, high = (hyperparameters(a, compute=c, tokens=10**6, recipe=Recipe()) for c in (1e13, 1e17))
+    assert high.learning_rate / low.learning_rate == pytest.approx(1e4**-0.1529)
+    assert high.sequences / low.sequences == pytest.approx(1e4**0.3644, rel=0.02)
+    for devices in (1, 3):
+        hyper = hyperparameters(a, compute=1e13, tokens=10**6, recipe=Recipe(), multiple=devices)
+        assert hyper.sequences % devices == 0
+        per_step = hyper.sequences * a.context_length
+        assert abs(hyper.steps * per_step - 10**6) <= per_step / 2
+
+
+def test_the_same_for_every_architecture_but_for_widths(architecture: Build) -> None:
+    rules = [
+        hyperparameters(a, compute=1e12, tokens=10**6, recipe=Recipe())
+        for a in (architecture(), architecture(d_model=64, n_moe_layers=3, n_experts=8, top_k=1, d_expert=32))
+    ]
+    assert rules[0] == rules[1]
+
+
+def test_rates_by_fan_in(architecture: Build) -> None:
+    """A quarter of the fan-in doubles the rate; what is not a matrix has the rule's rate and no weight decay."""
+    model = MoELanguageModel(architecture(d_model=64, d_expert=16))
+    hyper = hyperparameters(model.architecture, compute=1e12, tokens=10**6, recipe=Recipe())
+    found = {id(p): g for g in parameter_groups(model, hyper) for p in g["params"]}
+    assert len(found) == sum(1 for _ in model.parameters())
+    experts, norm = model.layers[1].block.experts, model.norm.gain
+    wide, narrow = found[id(experts.gate_up_EGD)], found[id(experts.down_EDF)]
+    assert narrow["lr"] == pytest.approx(2 * wide["lr"])
+    for plain in (norm, model.embedding.weight):
+        assert found[id(plain)]["lr"] == hyper.learning_rate
+        assert found[id(plain)]["weight_decay"] == 0
+    assert wide["weight_decay"] == 0.1
+
+
+def test_schedules() -> None:
+    """WSD: a trapezoid that ends one step above zero; two budgets share their stable part. Cosine: half a wave."""
+    short = Hyperparameters(1.0, 1, 100, 0.1, warmup_steps=10, decay_steps=40)
+    factors = np.array([short.schedule(step, "wsd") for step in range(100)])
+    np.testing.assert_allclose(factors, np.minimum.reduce([
+        np.arange(1, 101) / 10, np.ones(100), np.arange(100, 0, -1) / 40
+    ]))  # fmt: skip
+    longer = Hyperparameters(1.0, 1, 250, 0.1, warmup_steps=10, decay_steps=100)
+    assert [longer.schedule(step, "wsd") for step in range(60)] == factors[:60].tolist()
+    wave = np.array([short.schedule(step, "cosine") for step in range(10, 100)])
+    np.testing.assert_allclose(wave[1:] + wave[:0:-1], 1)  # a half wave is odd about its middle
+    assert wave[0] == 1
+    assert 0 < wave[-1] < 1e-3
