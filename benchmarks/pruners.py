@@ -97,24 +97,25 @@ def synthetic(space: str, families: list[str], searches: int, points: int) -> It
 def recorded(path: Path, searches: int, density: int, order: str) -> Iterator[Ladder]:
     """Ladders over recorded curves, each of one seed; `density`: every how many reports are read."""
     worlds: dict[int, dict[tuple[float, int], list[Recorded]]] = {}
-    for row in json.loads(path.read_text(encoding="utf-8"))["data"]["runs"]:
+    rows = json.loads(path.read_text(encoding="utf-8"))["data"]["runs"]
+    for row in rows:
         run = Run(tuple(row["losses"][density - 1 :: density]), row["losses"][-1])
         world = worlds.setdefault(row["seed"], {})
         world.setdefault((row["compute"], row["phase"]), []).append(Recorded(run, tuple(row["unit"])))
     most = max(len(world) for world in worlds.values())
     complete = [world for world in worlds.values() if len(world) == most]
-    space = SearchSpace.load(path.stem.removeprefix("curves-"))
+    space = SearchSpace.load(rows[0]["study"].split("/")[0])
     for number in range(searches):
         random = np.random.default_rng(number)
         ladder: Ladder = []
         parents: dict[int, list[optuna.Study]] = {1: [], 2: []}
-        for (compute, kind), rows in sorted(complete[number % len(complete)].items()):
-            size = min(SIZES[kind], len(rows))
+        for (compute, kind), trained in sorted(complete[number % len(complete)].items()):
+            size = min(SIZES[kind], len(trained))
             if order == "random":
-                runs = [rows[i].run for i in random.permutation(len(rows))[:size]]
+                runs = [trained[i].run for i in random.permutation(len(trained))[:size]]
             else:
                 phase = next(phase for phase in phases(space, compute) if phase.number == kind)
-                study, runs = asked(phase, rows, size, parents[kind], number)
+                study, runs = asked(phase, trained, size, parents[kind], number)
                 parents[kind].append(study)
             ladder.append((compute, runs))
         yield ladder

@@ -220,7 +220,7 @@ def _repeat_noise(trials: Sequence[FrozenTrial]) -> float:
     """Pooled relative standard deviation of losses at equal parameters."""
     groups: dict[tuple[tuple[str, object], ...], list[float]] = {}
     for trial in trials:
-        if trial.value is not None and _positive(trial.value):
+        if trial.params and trial.value is not None and _positive(trial.value):
             groups.setdefault(tuple(sorted(trial.params.items())), []).append(math.log(trial.value))
     repeated = [np.array(values) for values in groups.values() if len(values) > 1]
     if not repeated:

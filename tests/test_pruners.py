@@ -171,3 +171,24 @@ def test_refuses_a_study_that_maximises() -> None:
     trial.report(1.0, 1)
     with pytest.raises(InputError, match="minimises"):
         trial.should_prune()
+
+
+def test_trials_without_parameters_are_no_repeats() -> None:
+    # A training told from outside Optuna has none; their spread is the architectures', not the seeds'.
+    def stopped(suggests: bool) -> int:
+        study, found = optuna.create_study(pruner=BandPruner(probability=0.95)), 0
+        for curve, final in curves(20, 3, spread=0.06):
+            trial = study.ask()
+            if suggests:
+                trial.suggest_float("x", 0, 1)
+            for step, loss in curve.items():
+                trial.report(loss, step)
+                if trial.should_prune():
+                    study.tell(trial, state=optuna.trial.TrialState.PRUNED)
+                    found += 1
+                    break
+            else:
+                study.tell(trial, final)
+        return found
+
+    assert stopped(False) == stopped(True) > 5
