@@ -126,6 +126,7 @@ def asked(
 ) -> tuple[optuna.Study, list[Run]]:
     """The recorded trainings in the order in which TriadSampler asks for them."""
     study = optuna.create_study(sampler=TriadSampler(phase, parents=parents, seed=seed))
+    study.set_user_attr("compute", phase.compute)
     left, runs = list(rows), []
     while len(runs) < size:
         wanted = study.ask(phase.distributions).params
