@@ -3,13 +3,14 @@ architecture up to what its widths demand.
 
 Learning rate and batch are functions of compute alone, as in arXiv:2507.17702 (Ling), whose exponents they keep; the
 best rate does not move with the experts' number or sparsity (Step law's 708 MoE runs, arXiv:2503.04715). Widths enter
-by initialisation and by a rate a tensor, as muP for mixtures of experts demands (arXiv:2508.09752)::
+by initialisation and by a rate a tensor::
 
     learning rate of a matrix  =  rate(C) * sqrt(reference fan-in / fan-in)
     learning rate of the rest  =  rate(C)                       (embeddings, gains, biases)
     initial standard deviation =  1 / sqrt(fan-in), of output projections also / sqrt(2 L), of router and head a tenth
 
-Coefficients were tuned at this project's scales by `benchmarks/fairness.py`.
+muP for mixtures of experts (arXiv:2508.09752) has the fan-in itself in place of its root. Coefficients were chosen at
+the budgets of the `cpu` space, on few seeds: `docs/training.md` says what is shown and what is not.
 """
 
 from __future__ import annotations
