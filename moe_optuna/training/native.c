@@ -273,40 +273,80 @@ void swiglu_backward(int n, int F, const float *gate_up, const float *dhidden, f
 
 /* ---- routing: scores, the K best with the bias, weights that add up to 1, losses; and the rows sorted by expert */
 
+/* Tokens go LANES at a time, an expert's scores of them side by side: then sums over experts and the choice of the best
+   need no steps across a vector and no branches. The last lanes of a ragged end repeat the last token. */
+#define EACH SIMD for (int i = 0; i < LANES; i++)
+
+static void across(int T, int E, int first, const float *rows, float *lanes) {
+    for (int i = 0; i < LANES; i++) {
+        const float *row = rows + (size_t)(first + i < T ? first + i : T - 1) * E;
+        for (int e = 0; e < E; e++) lanes[e * LANES + i] = row[e];
+    }
+}
+
+static void back(int T, int E, int first, const float *lanes, float *rows) {
+    for (int i = 0; i < LANES && first + i < T; i++)
+        for (int e = 0; e < E; e++) rows[(size_t)(first + i) * E + e] = lanes[e * LANES + i];
+}
+
 /* visit (R): the visit that each row holds; place (T, K): the row of each visit; end (E): row after an expert's last. */
 void route_forward(int T, int E, int K, int B, int softmax, float balance, float z, const float *logits,
                    const float *bias, float *score, int *expert, float *weight, float *sum, float *total, float *lse,
                    float *weigh, float *count, float *loss, int *visit, int *place, int *end, int threads) {
     int S = T / B;
     PARALLEL {
-        float *best = numbers(K);
-        FOR for (int t = 0; t < T; t++) {
-            const float *l = logits + (size_t)t * E;
-            float *s = score + (size_t)t * E, most = l[0], exponents = 0, all = 0;
-            int *chosen = expert + (size_t)t * K;
+        float *l = numbers((size_t)E * LANES), *s = numbers((size_t)E * LANES);
+        float *best = numbers((size_t)K * LANES), *chosen = numbers((size_t)K * LANES);
+        int *index = (int *)numbers((size_t)K * LANES);
+        FOR for (int first = 0; first < T; first += LANES) {
+            float most[LANES], exponents[LANES], all[LANES], of_chosen[LANES];
+            across(T, E, first, logits, l);
+            EACH most[i] = l[i], exponents[i] = 0, all[i] = 0, of_chosen[i] = 1e-20f;
             if (softmax || z != 0) {
-                SIMD_MAX(most) for (int e = 1; e < E; e++) most = l[e] > most ? l[e] : most;
-                SIMD_SUM(exponents) for (int e = 0; e < E; e++) exponents += s[e] = exponential(l[e] - most);
-                lse[t] = most + logf(exponents);
-            } else lse[t] = 0;
-            if (softmax) SIMD for (int e = 0; e < E; e++) s[e] /= exponents;
-            else SIMD for (int e = 0; e < E; e++) s[e] = logistic(l[e]);
-            SIMD_SUM(all) for (int e = 0; e < E; e++) all += s[e];
-            total[t] = all;
-            for (int e = 0; e < E; e++) { /* insertion into the K best so far */
-                float value = s[e] + bias[e];
-                int at = e < K ? e : K;
-                if (at == K && !(value > best[K - 1])) continue;
-                for (at = at == K ? K - 1 : at; at > 0 && value > best[at - 1]; at--)
-                    best[at] = best[at - 1], chosen[at] = chosen[at - 1];
-                best[at] = value, chosen[at] = e;
+                for (int e = 1; e < E; e++) EACH most[i] = l[e * LANES + i] > most[i] ? l[e * LANES + i] : most[i];
+                for (int e = 0; e < E; e++)
+                    EACH exponents[i] += s[e * LANES + i] = exponential(l[e * LANES + i] - most[i]);
             }
-            float chosen_sum = 1e-20f;
-            for (int k = 0; k < K; k++) chosen_sum += s[chosen[k]];
-            sum[t] = chosen_sum;
-            for (int k = 0; k < K; k++) weight[(size_t)t * K + k] = s[chosen[k]] / chosen_sum;
+            for (int e = 0; e < E; e++) {
+                if (softmax) EACH s[e * LANES + i] /= exponents[i];
+                else EACH s[e * LANES + i] = logistic(l[e * LANES + i]);
+                EACH all[i] += s[e * LANES + i];
+            }
+            for (int k = 0; k < K; k++)
+                EACH best[k * LANES + i] = -INFINITY, chosen[k * LANES + i] = 0, index[k * LANES + i] = 0;
+            for (int e = 0; e < E; e++) { /* what comes in pushes out what is less, and that the next */
+                float value[LANES], plain[LANES], shift = bias[e];
+                int which[LANES];
+                EACH plain[i] = s[e * LANES + i], value[i] = plain[i] + shift, which[i] = e;
+                for (int k = 0; k < K; k++) {
+                    float *b = best + k * LANES, *c = chosen + k * LANES;
+                    int *n = index + k * LANES;
+                    EACH {
+                        int more = value[i] > b[i], j = n[i];
+                        float v = b[i], p = c[i];
+                        b[i] = more ? value[i] : v, value[i] = more ? v : value[i];
+                        c[i] = more ? plain[i] : p, plain[i] = more ? p : plain[i];
+                        n[i] = more ? which[i] : j, which[i] = more ? j : which[i];
+                    }
+                }
+            }
+            for (int k = 0; k < K; k++) EACH of_chosen[i] += chosen[k * LANES + i];
+            back(T, E, first, s, score);
+            for (int i = 0; i < LANES && first + i < T; i++) {
+                int t = first + i;
+                lse[t] = softmax || z != 0 ? most[i] + logf(exponents[i]) : 0;
+                total[t] = all[i], sum[t] = of_chosen[i];
+                for (int k = 0; k < K; k++) {
+                    expert[(size_t)t * K + k] = index[k * LANES + i];
+                    weight[(size_t)t * K + k] = chosen[k * LANES + i] / of_chosen[i];
+                }
+            }
         }
+        free(l);
+        free(s);
         free(best);
+        free(chosen);
+        free(index);
     }
     memset(weigh, 0, (size_t)B * E * sizeof(float));
     memset(count, 0, E * sizeof(float));
@@ -334,21 +374,40 @@ void route_backward(int T, int E, int K, int B, int softmax, float z, const floa
                     const int *expert, const float *weight, const float *sum, const float *total, const float *lse,
                     const float *weigh, const float *dweight, const float *dloss, float *dlogits, int threads) {
     int S = T / B;
-    PARALLEL FOR for (int t = 0; t < T; t++) {
-        const float *l = logits + (size_t)t * E, *s = score + (size_t)t * E, *w = weigh + (size_t)(t / S) * E;
-        const float *dw = dweight + (size_t)t * K;
-        float *d = dlogits + (size_t)t * E, mean = 0, along = 0, over = 0;
-        SIMD_SUM(mean) for (int e = 0; e < E; e++) mean += w[e] * s[e];
-        mean /= total[t];
-        SIMD for (int e = 0; e < E; e++) d[e] = *dloss * (w[e] - mean) / total[t];
-        for (int k = 0; k < K; k++) along += dw[k] * weight[(size_t)t * K + k];
-        for (int k = 0; k < K; k++) d[expert[(size_t)t * K + k]] += (dw[k] - along) / sum[t];
-        if (softmax) {
-            SIMD_SUM(over) for (int e = 0; e < E; e++) over += d[e] * s[e];
-            SIMD for (int e = 0; e < E; e++) d[e] = s[e] * (d[e] - over);
-        } else SIMD for (int e = 0; e < E; e++) d[e] *= s[e] * (1.0f - s[e]);
-        float slope = *dloss * lse[t] * 2 * z / T;
-        if (z != 0) SIMD for (int e = 0; e < E; e++) d[e] += exponential(l[e] - lse[t]) * slope;
+    PARALLEL {
+        float *l = numbers((size_t)E * LANES), *s = numbers((size_t)E * LANES), *w = numbers((size_t)E * LANES);
+        float *d = numbers((size_t)E * LANES);
+        FOR for (int first = 0; first < T; first += LANES) {
+            float mean[LANES], over[LANES], each[LANES], slope[LANES], shift[LANES];
+            across(T, E, first, logits, l);
+            across(T, E, first, score, s);
+            for (int i = 0; i < LANES; i++) {
+                int t = first + i < T ? first + i : T - 1;
+                for (int e = 0; e < E; e++) w[e * LANES + i] = weigh[(size_t)(t / S) * E + e];
+                mean[i] = over[i] = 0, each[i] = total[t], shift[i] = lse[t], slope[i] = *dloss * lse[t] * 2 * z / T;
+            }
+            for (int e = 0; e < E; e++) EACH mean[i] += w[e * LANES + i] * s[e * LANES + i];
+            EACH mean[i] /= each[i], each[i] = *dloss / each[i];
+            for (int e = 0; e < E; e++) EACH d[e * LANES + i] = (w[e * LANES + i] - mean[i]) * each[i];
+            for (int i = 0; i < LANES && first + i < T; i++) {
+                size_t v = (size_t)(first + i) * K;
+                float along = 0;
+                for (int k = 0; k < K; k++) along += dweight[v + k] * weight[v + k];
+                for (int k = 0; k < K; k++) d[expert[v + k] * LANES + i] += (dweight[v + k] - along) / sum[first + i];
+            }
+            for (int e = 0; softmax && e < E; e++) EACH over[i] += d[e * LANES + i] * s[e * LANES + i];
+            for (int e = 0; e < E; e++) {
+                float *de = d + e * LANES, *se = s + e * LANES, *le = l + e * LANES;
+                if (softmax) EACH de[i] = se[i] * (de[i] - over[i]);
+                else EACH de[i] *= se[i] * (1.0f - se[i]);
+                if (z != 0) EACH de[i] += exponential(le[i] - shift[i]) * slope[i];
+            }
+            back(T, E, first, d, dlogits);
+        }
+        free(l);
+        free(s);
+        free(w);
+        free(d);
     }
 }
 
