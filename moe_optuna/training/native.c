@@ -350,8 +350,11 @@ void route_forward(int T, int E, int K, int B, int softmax, float balance, float
     }
     memset(weigh, 0, (size_t)B * E * sizeof(float));
     memset(count, 0, E * sizeof(float));
-    for (int r = 0; r < T * K; r++) weigh[(size_t)(r / (S * K)) * E + expert[r]] += 1;
-    for (int b = 0; b < B; b++) for (int e = 0; e < E; e++) count[e] += weigh[(size_t)b * E + e];
+    for (int b = 0; b < B; b++) {
+        float *of_sequence = weigh + (size_t)b * E;
+        for (int r = b * S * K; r < (b + 1) * S * K; r++) of_sequence[expert[r]] += 1;
+        for (int e = 0; e < E; e++) count[e] += of_sequence[e];
+    }
     for (int e = 0, row = 0; e < E; e++) {
         end[e] = row; /* first the start, which moves to the end as rows are placed */
         row += (int)count[e];
@@ -359,14 +362,18 @@ void route_forward(int T, int E, int K, int B, int softmax, float balance, float
     for (int r = 0; r < T * K; r++) visit[place[r] = end[expert[r]]++] = r;
     double balancing = 0, squares = 0;
     float scale = balance * E * B / ((float)K * T * T);
-    for (int i = 0; i < B * E; i++) weigh[i] *= scale;
-    for (int t = 0; t < T; t++) {
-        const float *s = score + (size_t)t * E, *w = weigh + (size_t)(t / S) * E;
-        float along = 0;
-        SIMD_SUM(along) for (int e = 0; e < E; e++) along += w[e] * s[e];
-        balancing += along / total[t];
-        squares += (double)lse[t] * lse[t];
+    float *share = numbers(E);
+    for (int b = 0; b < B; b++) {
+        memset(share, 0, E * sizeof(float));
+        for (int t = b * S; t < (b + 1) * S; t++) {
+            const float *s = score + (size_t)t * E;
+            float part = 1.0f / total[t];
+            SIMD for (int e = 0; e < E; e++) share[e] += s[e] * part;
+            squares += (double)lse[t] * lse[t];
+        }
+        for (int e = 0; e < E; e++) balancing += (weigh[(size_t)b * E + e] *= scale) * share[e];
     }
+    free(share);
     *loss = (float)(balancing + z / T * squares);
 }
 
