@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from moe_optuna.laws._estimate import fit
     from moe_optuna.laws._fit import Fit, HeldOut
+    from moe_optuna.laws._ladder_laws import with_ratios
     from moe_optuna.laws._leverage import FamilyLeverage, Leverage, leverage, leverage_from_runs
     from moe_optuna.laws._runs import read_runs
     from moe_optuna.laws.axis import AxisFit, AxisForm, fit_axes, fit_axis
@@ -52,6 +53,7 @@ _HOME = {
     "leverage": "_leverage",
     "leverage_from_runs": "_leverage",
     "read_runs": "_runs",
+    "with_ratios": "_ladder_laws",
 }
 
 __all__ = [
@@ -86,6 +88,7 @@ __all__ = [
     "leverage",
     "leverage_from_runs",
     "read_runs",
+    "with_ratios",
 ]
 
 

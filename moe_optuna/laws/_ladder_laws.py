@@ -18,10 +18,19 @@ from moe_optuna.laws.axis import Array, AxisFit, AxisForm, FormName
 from moe_optuna.laws.band import Growth, growth, interval
 from moe_optuna.laws.published import PUBLISHED
 
-__all__ = ["FittedAxis", "LadderLaws", "PowerLaw", "growth_of", "points_of", "power_laws_of"]
+__all__ = ["FittedAxis", "LadderLaws", "PowerLaw", "growth_of", "points_of", "power_laws_of", "with_ratios"]
 
 FORMAT = 1
 SOURCE = "laws fitted to the runs of a search"
+
+
+def with_ratios(columns: Mapping[str, ArrayLike]) -> dict[str, Array]:
+    """Dimensions and counts of architectures, (m,) each, as laws read them: floats of at least 1, and the ratios."""
+    numbers = {name: np.maximum(np.asarray(column), 1).astype(float) for name, column in columns.items()}
+    return numbers | {
+        "compute_density": numbers["flops_per_token"] / numbers["active_params"],
+        "expansion_ratio": numbers["total_params"] / numbers["active_params"],
+    }
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,6 @@ COLUMNS = ("study", "trial", "state", "phase", "compute", "loss")
 COUNTS = ("flops_per_token", "active_params", "total_params")
 SEARCHED = ((0, "flops_per_token"), (1, "compute_density"), (1, "expansion_ratio"), (2, "d_model"))
 """What the phases search, for as long as there are no laws to say."""
-OFF = "error_in_band_widths"
 Interval = tuple[float, float]
 
 

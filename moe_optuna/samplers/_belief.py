@@ -15,6 +15,7 @@ from moe_optuna.samplers import _compat
 from moe_optuna.samplers._acquisition import believe, expected_improvement, success, value_of_information
 from moe_optuna.samplers._features import Features
 from moe_optuna.samplers._history import History, Run
+from moe_optuna.samplers._opening import best_near
 
 if TYPE_CHECKING:
     from optuna.study import Study
@@ -30,7 +31,6 @@ Indices = NDArray[np.intp]
 
 _BAND = 0.001
 _SHORTLIST = 256  # candidates whose joint posterior is worked out
-_NEAR_EDGE = 4  # architectures nearest to an edge of the band, of which the best is run
 _DECEIVED = 0.05  # a law that fits is found wrong this often, which costs it no more than the edges of its band
 _EACH = 16  # runs up to which every new one refits the surrogate; beyond, one in _GROWTH of them
 _GROWTH = 1.125
@@ -213,8 +213,7 @@ class Belief:
         axis, side = divmod(begun - 1, 2)
         band = self._surrogate.band(self._phase.compute, self._inputs[hopeful], axis, width=_BAND)
         distance = np.abs(self._inputs[allowed, axis] - (band.low, band.high)[side])
-        near = np.argsort(distance, kind="stable")[:_NEAR_EDGE]
-        return int(allowed[near[np.argmin(mean[near])]])
+        return int(allowed[best_near(distance, mean)])
 
     def _deceived(self, history: History) -> bool:
         """Whether the study's first runs contradict what its parents predicted for them: a chi-square test."""

@@ -21,8 +21,8 @@ from moe_optuna.samplers import _compat
 from moe_optuna.samplers._belief import Belief, Parent
 from moe_optuna.samplers._design import fill
 from moe_optuna.samplers._features import Features
-from moe_optuna.samplers._forecast import Forecast
 from moe_optuna.samplers._history import History
+from moe_optuna.samplers._opening import Opening
 
 if TYPE_CHECKING:
     from optuna.study import Study
@@ -104,7 +104,7 @@ class TriadSampler(BaseSampler):
     ) -> None:
         self._phase = phase
         self._parents = parents
-        self._forecast = Forecast(laws, phase) if laws is not None else None
+        self._opening = Opening(laws, phase) if laws is not None else None
         self._seed = seed
         self._n_startup = n_startup
         self._independent_sampler = independent_sampler or RandomSampler(seed=seed)
@@ -240,7 +240,7 @@ class TriadSampler(BaseSampler):
             _logger.warning(f"Trial {trial.number} repeats an architecture: all that it may propose have been.")
         allowed = meant[open_]
         begun = len(history.taken)
-        index = self._forecast.choose(begun, allowed) if self._forecast is not None and not self._parents else None
+        index = self._opening.choose(begun, allowed) if self._opening is not None and not self._parents else None
         if index is None:
             index = belief.choose(history, allowed)
         if index is None:

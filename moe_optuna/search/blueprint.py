@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from moe_optuna.architecture import DIMENSIONS, MoEArchitecture
 from moe_optuna.errors import InputError
 from moe_optuna.files import read_object, write_whole
+from moe_optuna.laws import with_ratios
 from moe_optuna.memory import all_to_all_bytes
 from moe_optuna.triad import Tolerances, Triad
 
@@ -203,7 +204,7 @@ def plan(compute: float, *, laws: LadderLaws | None = None, space: SearchSpace |
     spans = {name: laws.predict(name, compute)[1] for name in dict.fromkeys((*QUANTITIES, *laws.axes_known))}
     intervals = {name: span for name, span in spans.items() if span[0] < span[1]}  # else the law has no uncertainty
     density, ratio = (laws.predict(name, compute)[0] for name in AXES[:2])
-    wanted = _triad(space, flops, density, ratio)
+    wanted = Triad.at(flops, density, ratio, space.tolerances)
     triad, candidates, notes = _candidates(space, laws, compute, wanted)
     excess = _excess(laws, compute, candidates)
     score = excess + DEVIATION * _deviation(candidates, triad)
@@ -213,12 +214,13 @@ def plan(compute: float, *, laws: LadderLaws | None = None, space: SearchSpace |
     if laws.knows_loss:
         loss, intervals["predicted_loss"] = laws.predict("loss", compute)
     bands = {axis: laws.band(axis, compute) for axis in AXES if axis in laws.axes_known}
+    architecture = _architecture(space, candidates, best)
     return Blueprint(
         compute=compute,
         flops_per_token=flops,
         tokens=compute / flops,
         triad=triad,
-        architecture=_architecture(space, candidates, best),
+        architecture=architecture,
         band={axis: edges for axis, (edges, *_) in bands.items()},
         band_intervals={axis: (low, high) for axis, (_, low, high) in bands.items()},
         alternatives=_alternatives(space, laws, compute, candidates, score, best),
@@ -227,24 +229,19 @@ def plan(compute: float, *, laws: LadderLaws | None = None, space: SearchSpace |
         intervals=intervals,
         source=laws.source,
         space=space.name,
-        notes=(*notes, *_outside(_ratios(candidates), best, bands), *_reach(laws, compute)),
+        notes=(*notes, *_outside(architecture, bands), *_reach(laws, compute)),
         held_out=laws.held_out,
     )
 
 
-def _outside(ratios: dict[str, Floats], best: int, bands: Mapping[str, tuple[Span, ...]]) -> list[str]:
+def _outside(architecture: MoEArchitecture, bands: Mapping[str, tuple[Span, ...]]) -> list[str]:
     """Where the architecture lies outside of a band: the lattice holds nothing better at its triad."""
-    values = {axis: float(ratios[axis][best]) for axis in bands if axis in ratios}
     return [
-        f"{axis} {value:.4g} lies outside its near-optimal band, {bands[axis][0][0]:.4g} to {bands[axis][0][1]:.4g}: "
+        f"{axis} {value:.4g} lies outside its near-optimal band, {low:.4g} to {high:.4g}: "
         "the lattice has no architecture inside that meets the triad as well"
-        for axis, value in values.items()
-        if not bands[axis][0][0] <= value <= bands[axis][0][1]
+        for axis, ((low, high), *_) in bands.items()
+        if not low <= (value := getattr(architecture, axis)) <= high
     ]
-
-
-def _triad(space: SearchSpace, flops: float, density: float, ratio: float) -> Triad:
-    return Triad.at(flops, density, ratio, space.tolerances)
 
 
 def _candidates(
@@ -290,19 +287,9 @@ def _lattice(space: SearchSpace, triad: Triad) -> Columns:
     return space.phase_two(triad).lattice.arrays
 
 
-def _ratios(columns: Columns) -> dict[str, Floats]:
-    """The columns that laws know, the ratios among them."""
-    active = columns["active_params"].astype(float)
-    numbers = {name: np.maximum(column, 1).astype(float) for name, column in columns.items()}
-    return numbers | {
-        "compute_density": columns["flops_per_token"] / active,
-        "expansion_ratio": columns["total_params"] / active,
-    }
-
-
 def _excess(laws: LadderLaws, compute: float, columns: Columns) -> Floats:
     """Predicted excess of loss over the least, (m,)."""
-    return np.asarray(laws.excess(compute, _ratios(columns))[0])
+    return np.asarray(laws.excess(compute, with_ratios(columns))[0])
 
 
 def _deviation(columns: Columns, triad: Triad) -> Floats:
@@ -377,7 +364,7 @@ def _alternatives(
             chosen.setdefault(pick, []).append(why)
             break
     rows = np.array([best, *near[list(chosen)]])
-    draws = laws.excess(compute, _ratios({name: column[rows] for name, column in columns.items()}), draws=200)
+    draws = laws.excess(compute, with_ratios({name: column[rows] for name, column in columns.items()}), draws=200)
     relative = (1 + draws) / (1 + draws[:, :1]) - 1
     return tuple(
         Alternative(

@@ -13,14 +13,15 @@ if TYPE_CHECKING:
     from moe_optuna.laws import LadderLaws
     from moe_optuna.space import Phase
 
-__all__ = ["Forecast"]
+__all__ = ["Opening", "best_near"]
 
+Floats = NDArray[np.float64]
 Indices = NDArray[np.intp]
 
 _NEAR_EDGE = 4  # architectures nearest to an edge of the band, of which the best is run
 
 
-class Forecast:
+class Opening:
     """The predicted optimum, then, axis by axis, the best architecture near each edge of its band.
 
     Args:
@@ -32,13 +33,13 @@ class Forecast:
     """
 
     def __init__(self, laws: LadderLaws, phase: Phase) -> None:
+        from moe_optuna.laws import with_ratios
+
         if phase.number not in laws.phases:
             known = ", ".join(map(str, sorted(laws.phases)))
             raise InputError(f"none of phase {phase.number}, expected those of a search of it; these are of {known}",
                              where="laws")  # fmt: skip
-        arrays = {name: np.maximum(column, 1).astype(float) for name, column in phase.lattice.arrays.items()}
-        arrays["compute_density"] = arrays["flops_per_token"] / arrays["active_params"]
-        arrays["expansion_ratio"] = arrays["total_params"] / arrays["active_params"]
+        arrays = with_ratios(phase.lattice.arrays)
         axes = [axis.name for axis in laws.phases[phase.number].axes if axis.name in arrays]
         self._excess = laws.excess(phase.compute, {name: arrays[name] for name in axes})[0]
         self._edges = [
@@ -51,5 +52,10 @@ class Forecast:
             return int(allowed[np.argmin(self._excess[allowed])])
         if begun > len(self._edges):
             return None
-        near = np.argsort(self._edges[begun - 1][allowed], kind="stable")[:_NEAR_EDGE]
-        return int(allowed[near[np.argmin(self._excess[allowed[near]])]])
+        return int(allowed[best_near(self._edges[begun - 1][allowed], self._excess[allowed])])
+
+
+def best_near(distance: Floats, loss: Floats) -> int:
+    """Of the `_NEAR_EDGE` candidates nearest to an edge, by distance (a,), the place of the least loss (a,)."""
+    near = np.argsort(distance, kind="stable")[:_NEAR_EDGE]
+    return int(near[np.argmin(loss[near])])
