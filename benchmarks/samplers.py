@@ -207,7 +207,7 @@ def ours() -> str:
     """The version of the sampler and its surrogate: a hash of their sources."""
     root = Path(moe_optuna.__file__).parent
     files = [*sorted((root / "samplers").glob("*.py")), *(root / "laws" / name for name in
-             ("surrogate.py", "_component.py", "_gp.py", "_means.py", "band.py"))]  # fmt: skip
+             ("surrogate.py", "_component.py", "_field.py", "_gp.py", "_means.py", "band.py"))]  # fmt: skip
     return f"moe_optuna {zlib.crc32(b''.join(file.read_bytes() for file in files)):08x}"
 
 

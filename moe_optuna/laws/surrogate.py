@@ -28,11 +28,12 @@ from threadpoolctl import ThreadpoolController
 from moe_optuna.errors import InputError
 from moe_optuna.laws import _gp, _means
 from moe_optuna.laws._component import TUNED_POINTS, Component
+from moe_optuna.laws._field import Field
 from moe_optuna.laws._gp import Array, Prior
 from moe_optuna.laws._means import MeanName
 from moe_optuna.laws.band import BAND, Band, Optimum, band_of_draws
 
-__all__ = ["NamedAxis", "Observations", "Surrogate"]
+__all__ = ["Field", "NamedAxis", "Observations", "Surrogate"]
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -277,15 +278,17 @@ class Surrogate:
         loss = np.exp(mean)
         return loss, loss * np.sqrt((shares * (sds**2 + (means - mean) ** 2)).sum(0))
 
-    @_on_one_thread
     def joint(self, compute: float, coordinates: ArrayLike) -> tuple[Array, Array]:
         """Loss without seed noise: mean (m,) and covariance (m, m), nats per token."""
+        return self.field(compute, coordinates).joint()
+
+    @_on_one_thread
+    def field(self, compute: float, coordinates: ArrayLike) -> Field:
+        """The joint distribution behind `joint`, to which runs at these candidates can be added one by one."""
         h, w = self._inputs(compute, np.asarray(coordinates, float).reshape(-1, len(self.axes)))
-        parts = [(share, *member.joint(h, w)) for share, member in self._mixture]
-        mean = np.asarray(sum(share * own for share, own, _ in parts))
-        covariance = sum(share * (own + np.outer(m - mean, m - mean)) for share, m, own in parts)
-        loss = np.exp(mean)
-        return loss, np.asarray(covariance * np.outer(loss, loss))
+        means, covariances = map(np.array, zip(*(member.joint(h, w) for _, member in self._mixture), strict=True))
+        noise = np.concatenate([member.eta.noise_variance(h[:1]) for _, member in self._mixture])
+        return Field(np.array([share for share, _ in self._mixture]), means, covariances, noise)
 
     def optimum(self, compute: float, candidates: ArrayLike, *, width: float = BAND) -> Optimum:
         """The candidate of the least expected loss, and how sure that is.

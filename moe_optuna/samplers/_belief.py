@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from moe_optuna.errors import InputError
 from moe_optuna.samplers import _compat
-from moe_optuna.samplers._acquisition import believe, expected_improvement, success, value_of_information
+from moe_optuna.samplers._acquisition import Odds, believe, expected_improvement, value_of_information
 from moe_optuna.samplers._features import Features
 from moe_optuna.samplers._history import History, Run
 from moe_optuna.samplers._opening import best_near
@@ -21,13 +21,14 @@ if TYPE_CHECKING:
     from optuna.study import Study
 
     from moe_optuna.laws.band import Optimum
-    from moe_optuna.laws.surrogate import Observations, Surrogate
+    from moe_optuna.laws.surrogate import Field, Observations, Surrogate
     from moe_optuna.space import Axis, Phase
 
 __all__ = ["Belief", "Parent"]
 
 Array = NDArray[np.float64]
 Indices = NDArray[np.intp]
+Mask = NDArray[np.bool_]
 
 _BAND = 0.001
 _SHORTLIST = 256  # candidates whose joint posterior is worked out
@@ -117,11 +118,14 @@ class Belief:
         self._parents = parents
         self._seed = seed % 2**31
         self._n_startup = 2 * len(phase.axes) + 1 if n_startup is None else n_startup
-        self._base: tuple[tuple[int, ...], Surrogate] | None = None
-        self._state: tuple[tuple[int, ...], Surrogate] | None = None
+        self._history = History(lambda *_: None)
+        self._odds = Odds(self._inputs)
+        self._learned: tuple[int, ...] = ()
+        self._base: Surrogate | None = None
+        self._since: list[Run] = []
+        self._known: tuple[int, Surrogate] | None = None
+        self._field: tuple[Indices, Field, int] | None = None
         self._inheritance: tuple[tuple[int, ...], Surrogate] | None = None
-        self._focus: Indices | None = None
-        self._field: tuple[Indices, Array, Array] | None = None
         self._inherited = 0
 
     # ---- learning
@@ -132,28 +136,22 @@ class Belief:
         The law and the kernel are learned anew at run numbers that grow geometrically; between them further runs are
         conditioned on. Which numbers these are depends on nothing but the count, so a reloaded study learns the same.
         """
+        if history is not self._history:
+            self._history, self._odds, self._learned = history, Odds(self._inputs), ()
         inherited = [(parent, parent.runs()) for parent in self._parents]
         own = history.informative
         self._inherited = sum(len(runs) for _, runs in inherited)
-        if not own and not self._inherited:
-            self._base = self._state = None
-            return
         size = _scheduled(len(own))
-        parents = tuple(len(runs) for _, runs in inherited)
-        base, state = (id(history), size, *parents), (id(history), len(own), *parents)
-        if self._state and self._state[0] == state:
-            return
-        if not self._base or self._base[0] != base:
-            self._base, self._focus = (base, self._fit(inherited, own[:size])), None
-        surrogate = self._base[1]
-        if own[size:]:
-            surrogate = surrogate.condition(self._observations([], own[size:]))
-        self._state, self._field = (state, surrogate), None
+        learned = (size, *(len(runs) for _, runs in inherited))
+        if self._learned != learned:
+            self._base = self._fit(inherited, own[:size]) if size or self._inherited else None
+            self._learned, self._known, self._field = learned, None, None
+        self._since = own[size:]
 
     @property
     def informed(self) -> bool:
         """Whether there is anything to learn from."""
-        return self._state is not None
+        return self._base is not None
 
     def _fit(self, inherited: Sequence[tuple[Parent, list[Run]]], own: Sequence[Run]) -> Surrogate:
         from moe_optuna.laws.surrogate import Surrogate
@@ -183,29 +181,29 @@ class Belief:
 
     # ---- answers
 
-    def optimum(self, history: History) -> tuple[int, Optimum]:
+    def optimum(self) -> tuple[int, Optimum]:
         """The architecture of the least expected loss among those that can be expected to finish."""
-        usable = np.flatnonzero(self._hopeful(history))
+        usable = np.flatnonzero(_hopeful(self._odds.finishing(self._history.ended)))
         found = self._surrogate.optimum(self._phase.compute, self._inputs[usable], width=_BAND)
         return int(usable[found.index]), found
 
-    def choose(self, history: History, allowed: Indices) -> int | None:
+    def choose(self, allowed: Indices) -> int | None:
         """The architecture to run next, out of `allowed` (a,); ``None`` while the start is not complete.
 
         Parents take the start's place: what they foretell comes first, and once they prove wrong, what tells most.
         """
-        begun = len(history.taken)
-        hopeful = np.flatnonzero(self._hopeful(history))
-        hoped = allowed[np.isin(allowed, hopeful)]
-        allowed = hoped if len(hoped) else allowed
+        begun = len(self._history.taken)
+        odds = self._odds.finishing(self._history.ended)
+        hopeful = _hopeful(odds)
+        allowed = allowed[hopeful[allowed]] if hopeful[allowed].any() else allowed
         if self._inherited:
-            if begun <= 2 * len(self._phase.axes) and not self._deceived(history):
+            if begun <= 2 * len(self._phase.axes) and not self._deceived():
                 return self._foretold(begun, allowed, hopeful)
         elif begun < self._n_startup or not self.informed:
             return None
-        return self._most_telling(history, allowed, hopeful)
+        return self._most_telling(allowed, odds)
 
-    def _foretold(self, begun: int, allowed: Indices, hopeful: Indices) -> int:
+    def _foretold(self, begun: int, allowed: Indices, hopeful: Mask) -> int:
         """First the predicted optimum; then, axis by axis, the best architecture near each edge of the band."""
         mean, _ = self._surrogate.predict(self._phase.compute, self._inputs[allowed])
         if not begun:
@@ -215,11 +213,11 @@ class Belief:
         distance = np.abs(self._inputs[allowed, axis] - (band.low, band.high)[side])
         return int(allowed[best_near(distance, mean)])
 
-    def _deceived(self, history: History) -> bool:
+    def _deceived(self) -> bool:
         """Whether the study's first runs contradict what its parents predicted for them: a chi-square test."""
         from scipy.special import chdtrc
 
-        runs = [run for run in history.informative if not run.censored]
+        runs = [run for run in self._history.informative if not run.censored]
         if not runs:
             return False
         inherited = [(parent, parent.runs()) for parent in self._parents]
@@ -232,31 +230,40 @@ class Belief:
         cov = cov + np.diag((parental.noise_ * mean) ** 2)
         return bool(chdtrc(len(runs), missed @ np.linalg.solve(cov, missed)) < _DECEIVED)
 
-    def _most_telling(self, history: History, allowed: Indices, hopeful: Indices) -> int:
+    def _most_telling(self, allowed: Indices, odds: Array) -> int:
         """The allowed architecture a run of which has the greatest value of information."""
+        assert self._base is not None
         places, mean, cov = self._joint(allowed)
-        kept = np.isin(places, hopeful) | np.isin(places, allowed)
-        places, mean, cov = places[kept], mean[kept], cov[np.ix_(kept, kept)]
-        noise = (self._surrogate.noise_ * float(mean.min())) ** 2
-        cov = believe(cov, noise, np.flatnonzero(np.isin(places, list(history.pending.values()))))
-        worth = value_of_information(mean, cov, noise, _BAND) * self._success(history, places)
-        return int(places[np.argmax(np.where(np.isin(places, allowed), worth, -1.0))])
+        may_run = _mask(allowed, len(odds))
+        kept = (_hopeful(odds) | may_run)[places]
+        if not kept.all():
+            places, mean, cov = places[kept], mean[kept], cov[np.ix_(kept, kept)]
+        noise = (self._base.noise_ * float(mean.min())) ** 2
+        pending = _mask(list(self._history.pending.values()), len(odds))[places]
+        cov, among = believe(cov, noise, np.flatnonzero(pending)), np.flatnonzero(may_run[places])
+        worth = value_of_information(mean, cov, noise, _BAND, among) * odds[places[among]]
+        return int(places[among[worth.argmax()]])
 
     def _joint(self, allowed: Indices) -> tuple[Indices, Array, Array]:
         """Places (k,) in the lattice with the mean (k,) and covariance (k, k) of their losses.
 
         All of the lattice up to `_SHORTLIST`. Of a larger one those that led when the surrogate was last learned, by
-        expected improvement or by their best case, for which it is traversed as a whole; where what is fixed in a
-        trial allows none of these, the leading ones of those that it does.
+        expected improvement or by their best case, for which it is traversed as a whole, and where runs have ended
+        since; where what is fixed in a trial allows none of these, the leading ones of those that it does.
         """
-        if self._focus is None:
-            assert self._base is not None
-            self._focus = self._leading(self._base[1], np.arange(len(self._inputs)))
-        if self._field is None:
-            self._field = self._focus, *self._surrogate.joint(self._phase.compute, self._inputs[self._focus])
-        if np.isin(self._focus, allowed).any():
-            return self._field
-        places = np.union1d(self._focus, self._leading(self._surrogate, allowed))
+        assert self._base is not None
+        places, field, seen = self._field or (self._leading(self._base, np.arange(len(self._inputs))), None, 0)
+        outside = np.setdiff1d(np.array([run.index for run in self._since[seen:]], dtype=np.intp), places)
+        if field is None or len(outside):
+            places = np.union1d(places, outside)
+            field, seen = self._base.field(self._phase.compute, self._inputs[places]), 0
+        for run in self._since[seen:]:
+            assert run.loss is not None
+            field = field.observe(int(np.searchsorted(places, run.index)), run.loss, censored=run.censored)
+        self._field = places, field, len(self._since)
+        if _mask(allowed, len(self._inputs))[places].any():
+            return places, *field.joint()
+        places = np.union1d(places, self._leading(self._surrogate, allowed))
         return places, *self._surrogate.joint(self._phase.compute, self._inputs[places])
 
     def _leading(self, surrogate: Surrogate, places: Indices) -> Indices:
@@ -267,25 +274,26 @@ class Belief:
         best = [np.argsort(score, kind="stable")[: _SHORTLIST // 2] for score in scores]
         return np.sort(places[np.union1d(*best)])
 
-    def _success(self, history: History, indices: Indices) -> Array:
-        """Probability that a run of each architecture ends with a loss, (len(indices),)."""
-        failed = history.failed
-        if not failed:
-            return np.ones(len(indices))
-        good = sorted({run.index for run in history.runs if not run.failed})
-        odds = success(self._inputs[indices], self._inputs[failed], self._inputs[good])
-        odds[np.isin(indices, failed)] = 0.0
-        return odds
-
-    def _hopeful(self, history: History) -> NDArray[np.bool_]:
-        """Which architectures of the lattice are likelier to finish than to fail, (m,); all where none is."""
-        likely: NDArray[np.bool_] = self._success(history, np.arange(len(self._inputs))) >= 0.5
-        return likely if likely.any() else ~likely
-
     @property
     def _surrogate(self) -> Surrogate:
-        assert self._state is not None
-        return self._state[1]
+        """The surrogate with all runs; conditioned on those since it was learned when it is first asked for."""
+        assert self._base is not None
+        if self._known is None or self._known[0] != len(self._since):
+            runs = self._observations([], self._since)
+            self._known = len(self._since), self._base.condition(runs) if self._since else self._base
+        return self._known[1]
+
+
+def _hopeful(odds: Array) -> Mask:
+    """Which architectures of the lattice are likelier to finish than to fail, (m,); all where none is."""
+    likely: Mask = odds >= 0.5
+    return likely if likely.any() else ~likely
+
+
+def _mask(places: Indices | list[int], size: int) -> Mask:
+    mask = np.zeros(size, dtype=bool)
+    mask[places] = True
+    return mask
 
 
 def _scheduled(count: int) -> int:

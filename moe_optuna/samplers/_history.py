@@ -35,19 +35,23 @@ class Run:
     failed: bool = False
 
 
-@dataclass
+@dataclass(eq=False)
 class History:
     """The trials of one study, read again and again while they grow; finished ones are looked at once.
 
     Attributes:
         locate: From parameters and user attributes to the number of an architecture, ``None`` where they mean none.
         runs: Finished trials in the order in which they ended.
+        informative: Those with a loss or a bound of it.
+        ended: Whether an architecture failed and never finished, by its number, of all whose trials have ended.
         pending: Numbers of the architectures that run or wait in the queue now, by trial.
         waiting: How many trials wait in the queue.
     """
 
     locate: Locate
     runs: list[Run] = field(default_factory=list)
+    informative: list[Run] = field(default_factory=list)
+    ended: dict[int, bool] = field(default_factory=dict)
     pending: dict[int, int] = field(default_factory=dict)
     waiting: int = 0
     _seen: set[int] = field(default_factory=set)
@@ -64,7 +68,7 @@ class History:
             self._seen.add(trial.number)
             index = self.locate(trial.params, trial.user_attrs)
             if index is not None:
-                self.runs.append(self._run(trial, index))
+                self._add(self._run(trial, index))
             self._curves += finished_curves([trial])
         self.pending, self.waiting = {}, 0
         for trial in trials:
@@ -84,18 +88,13 @@ class History:
 
     def taken_but(self, number: int | None) -> set[int]:
         """`taken`, without what the running trial of a number proposes."""
-        return {run.index for run in self.runs} | {i for trial, i in self.pending.items() if trial != number}
+        return self.ended.keys() | {index for trial, index in self.pending.items() if trial != number}
 
-    @property
-    def informative(self) -> list[Run]:
-        """The runs with a loss or a bound of it."""
-        return [run for run in self.runs if run.loss is not None]
-
-    @property
-    def failed(self) -> list[int]:
-        """Architectures that failed and never finished, without repetition."""
-        good = {run.index for run in self.runs if not run.failed}
-        return sorted({run.index for run in self.runs if run.failed} - good)
+    def _add(self, run: Run) -> None:
+        self.runs.append(run)
+        self.ended[run.index] = run.failed and self.ended.get(run.index, True)
+        if run.loss is not None:
+            self.informative.append(run)
 
     def _run(self, trial: FrozenTrial, index: int) -> Run:
         if trial.state == TrialState.COMPLETE and trial.value is not None and _is_loss(trial.value):

@@ -179,10 +179,10 @@ class TriadSampler(BaseSampler):
         """
         self._check(study)
         with self._lock:
-            belief, history = self._learned(study), self._read(study)
+            belief = self._learned(study)
             if not belief.informed:
                 raise InputError("no finished trial, expected at least one", where=study.study_name)
-            index, optimum = belief.optimum(history)
+            index, optimum = belief.optimum()
         coordinates = self._phase.coordinates[index]
         return Recommendation(
             architecture=self._phase.lattice[index],
@@ -227,24 +227,26 @@ class TriadSampler(BaseSampler):
         belief = self._learned(study)
         history = self._read(study)
         history.pending.pop(trial.number, None)  # what an earlier attempt of this trial claimed is not taken
-        random = np.random.default_rng([self._base(), trial.number, len(refused)])
         sources, meant = self._conditioned(fixed)
         if not len(meant):
             return int(sources[0]), None, False  # `phase.suggest` will say why nothing is near
         taken = history.taken | refused
-        open_ = ~np.isin(meant, list(taken))
+        untried = np.ones(len(self._phase.lattice), dtype=bool)
+        untried[list(taken)] = False
+        open_ = untried[meant]
         new = bool(open_.any())
         if not new:
-            failed = np.isin(meant, history.failed)
+            failed = np.array([history.ended.get(int(index), False) for index in meant])
             open_ = ~failed if not failed.all() else ~open_
             _logger.warning(f"Trial {trial.number} repeats an architecture: all that it may propose have been.")
         allowed = meant[open_]
         begun = len(history.taken)
         index = self._opening.choose(begun, allowed) if self._opening is not None and not self._parents else None
         if index is None:
-            index = belief.choose(history, allowed)
+            index = belief.choose(allowed)
         if index is None:
-            index = fill(self._phase.unit, allowed, np.array(sorted(taken), dtype=np.intp), random)
+            random = np.random.default_rng([self._base(), trial.number, len(refused)])
+            index = fill(self._phase.unit, allowed, np.flatnonzero(~untried), random)
         return int(sources[meant == index][0]), index, new
 
     def _conditioned(self, fixed: Mapping[str, Any]) -> tuple[Indices, Indices]:

@@ -276,6 +276,29 @@ def test_conditioning_moves_the_prediction_to_the_new_run_and_leaves_the_old_sur
     assert surrogate.predict(1e18, point)[0] == mean
 
 
+def test_a_field_takes_in_runs_as_the_surrogate_does() -> None:
+    surrogate = Surrogate(AXES).fit(runs(holistic, {1e18: 14}, 0.004, 1))
+    assert len(surrogate._mixture) > 1
+    places, losses = [30, 31, 300, 30], 2.5 + 0.01 * np.arange(4)
+    field = surrogate.field(1e18, GRID)
+    for place, loss in zip(places, losses, strict=True):
+        field = field.observe(place, float(loss))
+    mean, covariance = surrogate.condition(Observations(np.full(4, 1e18), GRID[places], losses)).joint(1e18, GRID)
+    assert field.joint()[0] == pytest.approx(mean, abs=1e-7)
+    assert field.joint()[1] == pytest.approx(covariance, abs=1e-3 * np.diag(covariance).min())
+
+
+def test_a_field_takes_in_a_bound_as_the_surrogate_does() -> None:
+    surrogate = Surrogate(AXES).fit(runs(holistic, {1e18: 14}, 0.004, 1))
+    bound = surrogate.predict(1e18, GRID[200:201])[0] * 1.004
+    field = surrogate.field(1e18, GRID).observe(200, float(bound[0]), censored=True)
+    further = surrogate.condition(Observations(np.array([1e18]), GRID[200:201], bound, np.array([True])))
+    mean, covariance = further.joint(1e18, GRID)
+    assert mean[200] > bound[0] / 1.004
+    assert field.joint()[0] == pytest.approx(mean, abs=1e-7)
+    assert field.joint()[1] == pytest.approx(covariance, abs=1e-3 * np.diag(covariance).min())
+
+
 def test_the_same_runs_give_the_same_answers() -> None:
     observations = runs(holistic, {1e18: 30, 1e19: 20}, 0.003, 7)
     first, second = (Surrogate(AXES, seed=3).fit(observations) for _ in range(2))

@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from moe_optuna.samplers._acquisition import believe, expected_improvement, success, value_of_information
+from moe_optuna.samplers._acquisition import Odds, believe, expected_improvement, value_of_information
 from moe_optuna.samplers._belief import _scheduled
 from moe_optuna.samplers._design import fill, squared_distances
 from moe_optuna.samplers._features import SHAPE, Features
@@ -61,30 +61,60 @@ def test_value_of_information_by_monte_carlo() -> None:
         now = misjudged(np.tile(mean, (500, 1)), np.sqrt(np.diag(cov))).mean()
         return float(mean.min() - after.min(1).mean() + now - misjudged(after, sd).mean())
 
-    found = value_of_information(mean, cov, noise, width)
-    expected = np.array([worth(x) for x in range(10)])
+    among = np.array([0, 2, 3, 7, 9])
+    found = value_of_information(mean, cov, noise, width, among)
+    expected = np.array([worth(x) for x in among])
     assert found == pytest.approx(expected, abs=0.1 * expected.max())  # nine nodes across kinks
 
 
 def test_a_run_that_says_nothing_is_worth_nothing() -> None:
     _, mean, cov = process(10, 4)
     cov = believe(cov, 0.0, np.array([3]))
-    found = value_of_information(mean, cov, 1e-6, 0.001)
+    found = value_of_information(mean, cov, 1e-6, 0.001, np.arange(10))
     assert found[3] < 1e-3 * found.max()
-    assert value_of_information(mean, cov, 1e6, 0.001).max() < 1e-6
+    assert value_of_information(mean, cov, 1e6, 0.001, np.arange(10)).max() < 1e-6
 
 
-def test_success_falls_near_failures_only() -> None:
+def test_odds_fall_near_failures_only() -> None:
     random = np.random.default_rng(0)
     failed, finished = 0.2 * random.random((6, 2)), 0.4 + 0.6 * random.random((12, 2))
-    near, far = success(np.array([[0.1, 0.1], [0.8, 0.8]]), failed, finished)
-    assert near < 0.2 < 0.9 < far
-    assert (success(np.eye(2), np.empty((0, 2)), finished) == 1).all()
+    odds = Odds(np.vstack([failed, finished, [[0.1, 0.1], [0.8, 0.8]]]))
+    found = odds.finishing(dict.fromkeys(range(6), True) | dict.fromkeys(range(6, 18), False))
+    assert found[18] < 0.2 < 0.9 < found[19]
+    assert (found[:6] == 0).all()
+    assert (Odds(finished).finishing(dict.fromkeys(range(12), False)) == 1).all()
 
 
 def test_one_failure_does_not_condemn_the_lattice() -> None:
     grid = np.random.default_rng(0).random((200, 2))
-    assert np.median(success(grid, np.array([[0.5, 0.5]]), np.array([[0.1, 0.1]]))) > 0.6
+    odds = Odds(np.vstack([grid, [[0.5, 0.5], [0.1, 0.1]]]))
+    assert np.median(odds.finishing({200: True, 201: False})[:200]) > 0.6
+
+
+def test_odds_are_the_vote_of_the_kernel_that_foretells_each_run_best() -> None:
+    random = np.random.default_rng(1)
+    unit = random.random((60, 2))
+    failing = unit[:, 0] + 0.2 * random.standard_normal(60) < 0.4
+    ended = {int(place): bool(failing[place]) for place in random.permutation(60)[:25]}
+    odds = Odds(unit)
+    for count in range(1, 26):  # as they end, and one that failed first and finished then
+        odds.finishing(dict(list(ended.items())[:count]))
+    finally_ = {place: failed and place != min(p for p in ended if ended[p]) for place, failed in ended.items()}
+    places, bad = np.array(list(finally_)), np.array(list(finally_.values()))
+    share = bad.sum() / 26
+
+    def failure(point: np.ndarray, runs: np.ndarray, length: float) -> float:
+        votes = np.exp(-0.5 * ((unit[places[runs]] - point) ** 2).sum(1) / length**2)
+        return float((votes @ bad[runs] + 0.5 * share) / (votes.sum() + 0.5))
+
+    def foretold(length: float) -> float:
+        each = [failure(unit[places[i]], np.arange(25) != i, length) for i in range(25)]
+        return float(np.log(np.where(bad, each, 1 - np.array(each))).sum())
+
+    best = max((0.05, 0.1, 0.2, 0.4), key=foretold)
+    expected = np.array([1 - failure(point, np.arange(25) >= 0, best) for point in unit])
+    expected[places[bad]] = 0
+    assert odds.finishing(finally_) == pytest.approx(expected, abs=1e-12)
 
 
 def test_fill_covers_a_lattice_better_than_chance() -> None:
