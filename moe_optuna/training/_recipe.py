@@ -65,7 +65,7 @@ class Recipe:
     bias_rate: float = 0.01
     balance_loss: float = 1e-3
     z_loss: float = 1e-4
-    average: float = 0.0
+    average: float = 0.05
     reports: int = 8
     report_windows: int = 32
     final_windows: int = 256
