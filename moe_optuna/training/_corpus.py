@@ -54,6 +54,7 @@ class Corpus:
         train, held_out: Token ids, documents one after the other.
         vocab_size: Greatest number of token ids, at most that of an architecture which trains on it.
         token_bytes: Bytes of text behind each token id, shape (vocab_size,), or ``None`` where unknown.
+        end: The token id that ends a document, or ``None`` where unknown.
         origin: What it was made of: source, content hash, number of documents, Python version.
     """
 
@@ -61,6 +62,7 @@ class Corpus:
     held_out: Tokens
     vocab_size: int
     token_bytes: NDArray[np.int64] | None
+    end: int | None
     origin: dict[str, Any]
 
     @classmethod
@@ -187,13 +189,13 @@ def _read(folder: Path, vocabulary: Vocabulary) -> Corpus:
     train, held_out = (
         np.memmap(folder / name, dtype=origin["dtype"], mode="r") for name in ("train.bin", "held_out.bin")
     )
-    return Corpus(train, held_out, vocabulary.size, vocabulary.token_bytes, origin)
+    return Corpus(train, held_out, vocabulary.size, vocabulary.token_bytes, vocabulary.end, origin)
 
 
 def _from_bin(path: Path, vocabulary: Vocabulary, token_dtype: str, share: float) -> Corpus:
     """A tokenised memory map as it is: ``train.bin`` and ``val.bin`` of a folder, or one file whose end is held out.
 
-    Bits per byte need a vocabulary; without one (``bytes`` and ids above 255) they are unknown.
+    Bits per byte and ends of documents need a vocabulary; without one (``bytes`` and ids above 255) they are unknown.
     """
     if not path.exists():
         raise InputError(f"{str(path)!r}, expected an existing file", where="data")
@@ -221,6 +223,7 @@ def _from_bin(path: Path, vocabulary: Vocabulary, token_dtype: str, share: float
         "documents": None,
         "dtype": token_dtype,
     }
-    return Corpus(
-        maps[0], maps[1], vocabulary.size if known else greatest + 1, vocabulary.token_bytes if known else None, origin
+    size, token_bytes, end = (
+        (vocabulary.size, vocabulary.token_bytes, vocabulary.end) if known else (greatest + 1, None, None)
     )
+    return Corpus(maps[0], maps[1], size, token_bytes, end, origin)

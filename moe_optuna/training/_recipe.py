@@ -32,6 +32,7 @@ class Recipe:
         vocabulary: ``"bytes"`` or a vocabulary file of `tokenizers` (``.json``) or `tiktoken` (``.tiktoken``).
         token_dtype: Integers of a ``.bin`` file, ``uint16`` or ``uint32``.
         held_out: Share of the documents that is never trained on.
+        document_mask: Whether a token attends within its own document only, where a window spans several.
         schedule: ``wsd`` (warm-up, stable, linear decay to zero) or ``cosine`` (to zero).
         warmup, decay: Shares of the steps in which the learning rate rises, and (``wsd``) falls.
         learning_rate: Of a matrix with the reference fan-in; ``None``: by the rule (`moe_optuna.training.rules`).
@@ -54,6 +55,7 @@ class Recipe:
     vocabulary: str = "bytes"
     token_dtype: str = "uint16"
     held_out: float = 0.05
+    document_mask: bool = False
     schedule: str = "wsd"
     warmup: float = 0.1
     decay: float = 0.4
@@ -85,8 +87,8 @@ class Recipe:
                 continue
             if kind is float and isinstance(value, int) and not isinstance(value, bool):
                 object.__setattr__(self, field.name, value := float(value))
-            if not isinstance(value, kind) or isinstance(value, bool):
-                name = {int: "an integer", float: "a number", str: "a string"}[kind]
+            if not isinstance(value, kind) or isinstance(value, bool) != (kind is bool):
+                name = {bool: "true or false", int: "an integer", float: "a number", str: "a string"}[kind]
                 raise InputError(f"{value!r}, expected {name}", where=field.name)
             if isinstance(value, (int, float)) and not (math.isfinite(value) and value >= 0):
                 raise InputError(f"{value!r}, expected a finite number of at least 0", where=field.name)

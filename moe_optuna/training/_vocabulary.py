@@ -27,12 +27,14 @@ class Vocabulary:
     Attributes:
         identity: What it is, as a string that a cache can depend on.
         size: Number of token ids.
-        encode: Text of one document to token ids, the end of the document included.
+        end: The token id that ends a document.
+        encode: Text of one document to token ids, `end` included.
         token_bytes: Bytes of text that each token stands for, shape (size,); the end of a document counts as one.
     """
 
     identity: str
     size: int
+    end: int
     encode: Callable[[str], NDArray[np.integer]]
     token_bytes: NDArray[np.int64]
 
@@ -44,7 +46,7 @@ def load_vocabulary(name: str) -> Vocabulary:
         InputError: On an unknown name, an unreadable file, or where the package that reads it is not installed.
     """
     if name == "bytes":
-        return Vocabulary("bytes", 256, _encode_bytes, np.ones(256, dtype=np.int64))
+        return Vocabulary("bytes", 256, SEPARATOR, _encode_bytes, np.ones(256, dtype=np.int64))
     path = Path(name)
     if not path.is_file():
         raise InputError(f"{name!r}, expected 'bytes' or a file", where="vocabulary")
@@ -86,7 +88,7 @@ def _tokenizers(path: Path, identity: str) -> Vocabulary:
     def encode(text: str) -> NDArray[np.integer]:
         return np.array([*tokenizer.encode(text, add_special_tokens=False).ids, end], dtype=np.int64)
 
-    return Vocabulary(identity, size, encode, token_bytes)
+    return Vocabulary(identity, size, end, encode, token_bytes)
 
 
 def _bytes_of(token: str, decoders: set[str]) -> int:
@@ -127,4 +129,4 @@ def _tiktoken(path: Path, content: bytes, identity: str) -> Vocabulary:
     def encode(text: str) -> NDArray[np.integer]:
         return np.array([*encoding.encode_ordinary(text), end], dtype=np.int64)
 
-    return Vocabulary(identity, end + 1, encode, token_bytes)
+    return Vocabulary(identity, end + 1, end, encode, token_bytes)

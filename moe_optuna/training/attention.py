@@ -44,14 +44,18 @@ class Attention(nn.Module):
             self.query_gain = nn.Parameter(torch.ones(a.d_head if self.norm_over == "head" else query))
             self.key_gain = nn.Parameter(torch.ones(a.d_head if self.norm_over == "head" else key))
 
-    def forward(self, x_TD: Tensor, n_sequences: int, table: Tensor) -> Tensor:
+    def forward(self, x_TD: Tensor, n_sequences: int, table: Tensor, seen: Tensor | None = None) -> Tensor:
+        """(T, D) -> (T, D); of the keys up to its own a query attends to those that `seen` (B, 1, S, S) allows."""
         H, G, C = self.shape
         qk, v = self.qkv(x_TD).split_with_sizes(((H + G) * C, G * C), dim=-1)
         S = len(x_TD) // n_sequences
         qk_BSHC = self._normed_and_rotated(qk, table[:S]).view(n_sequences, S, H + G, C)
         q, k = qk_BSHC.transpose(1, 2).split_with_sizes((H, G), dim=1)
         v = v.view(n_sequences, S, G, C).transpose(1, 2)
-        mask = None if self.window is None else _window_mask(S, self.window, x_TD.device)
+        mask = None
+        if self.window is not None or seen is not None:
+            mask = _window_mask(S, self.window or S, x_TD.device)
+            mask = mask if seen is None else mask & seen
         y_BHSC = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None, enable_gqa=H != G)
         return cast(Tensor, self.output(y_BHSC.transpose(1, 2).reshape(-1, H * C)))
 

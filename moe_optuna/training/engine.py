@@ -89,7 +89,9 @@ def train(
         micro_batches=micro_batches,
         final_windows=recipe.final_windows,
     )
-    model = MoELanguageModel(architecture, recipe)
+    if recipe.document_mask and corpus.end is None:
+        raise InputError("true, but where a document of this text ends is not known", where="document_mask")
+    model = MoELanguageModel(architecture, recipe, corpus.end if recipe.document_mask else None)
     initialise(model, seed)
     module = LanguageModelling(model, recipe, hyper, micro_batches)
     grid = _Grid(data, report, interrupted, begin, checkpoint, _identity(architecture, recipe, hyper, seed))

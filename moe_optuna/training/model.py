@@ -85,10 +85,12 @@ class Layer(nn.Module):
         self.block_norm = RMSNorm(a.d_model)
         self.block = block
 
-    def forward(self, x_TD: Tensor, n_sequences: int, table: Tensor) -> tuple[Tensor, Tensor | None]:
-        if self.can_fuse(x_TD):
+    def forward(
+        self, x_TD: Tensor, n_sequences: int, table: Tensor, seen: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        if seen is None and self.can_fuse(x_TD):
             return self.fused(x_TD, n_sequences, table)
-        x_TD = x_TD + self.attention(self.attention_norm(x_TD), n_sequences, table)
+        x_TD = x_TD + self.attention(self.attention_norm(x_TD), n_sequences, table, seen)
         if isinstance(self.block, Dense):
             return x_TD + self.block(self.block_norm(x_TD)), None
         y_TD, loss = self.block(self.block_norm(x_TD), n_sequences)
@@ -122,14 +124,19 @@ class Layer(nn.Module):
 class MoELanguageModel(nn.Module):
     """The model of an architecture.
 
+    Args:
+        architecture: What to build.
+        recipe: Its router's rule.
+        end: Token id that ends a document, beyond which nothing before it is attended to; ``None``: no such bound.
+
     Raises:
         InputError: Where the architecture has a part that is counted but not trained here.
     """
 
-    def __init__(self, architecture: MoEArchitecture, recipe: Recipe | None = None) -> None:
+    def __init__(self, architecture: MoEArchitecture, recipe: Recipe | None = None, end: int | None = None) -> None:
         super().__init__()
         a, recipe = architecture, recipe or Recipe()
-        self.architecture = a
+        self.architecture, self.end = a, end
         self.embedding = nn.Embedding(a.vocab_size, a.d_model)
         self.layers = nn.ModuleList(
             Layer(a, kind, Dense(a.d_model, a.d_dense) if index < a.n_dense_layers else MoE(a, recipe))
@@ -161,9 +168,10 @@ class MoELanguageModel(nn.Module):
     def _layers(self, token_BS: Tensor) -> tuple[Tensor, Tensor]:
         """The last layer's output (T, D), and the routers' losses added up."""
         x_TD = self.embedding(token_BS.flatten())
+        seen = None if self.end is None else _same_document(token_BS, self.end)
         losses = []
         for layer in self.layers:
-            x_TD, loss = layer(x_TD, len(token_BS), self.rotary)
+            x_TD, loss = layer(x_TD, len(token_BS), self.rotary, seen)
             if loss is not None:
                 losses.append(loss)
         return x_TD, torch.stack(losses).sum() if losses else x_TD.new_zeros(())
@@ -173,6 +181,13 @@ class MoELanguageModel(nn.Module):
         for index, layer in enumerate(self.layers):
             if isinstance(layer.block, MoE):
                 yield index, layer.block.router
+
+
+def _same_document(token_BS: Tensor, end: int) -> Tensor:
+    """Whether a query may see a key: no document ends between them; (B, 1, S, S)."""
+    ended = token_BS == end
+    document_BS = ended.cumsum(1) - ended.long()
+    return (document_BS[:, :, None] == document_BS[:, None, :])[:, None]
 
 
 def _attention_kinds(a: MoEArchitecture) -> Iterator[GroupedQueryAttention]:

@@ -103,7 +103,8 @@ def test_a_trial_on_two_devices_stops_on_both_at_the_same_report(executor, phase
     executor.send(0, {"run": task(phase, tmp_path / "alone")})
     alone, end = talk(executor)
     assert end["result"]["stopped"] is False
-    assert [loss for _, loss in alone[:2]] == pytest.approx([loss for _, loss in reports], rel=0.02)
+    # The same sequences a step, summed in another order: the single process' losses.
+    assert [loss for _, loss in alone[:2]] == pytest.approx([loss for _, loss in reports], rel=2e-5)
 
 
 def test_a_text_that_has_changed_is_refused(executor, phase, tmp_path):

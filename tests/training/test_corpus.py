@@ -219,7 +219,7 @@ def test_windows_are_packed_and_each_is_seen_once_an_epoch(folder: Path) -> None
 
 
 def test_unigram_loss_is_the_cross_entropy_of_counts() -> None:
-    corpus = Corpus(np.array([0, 0, 1], np.uint16), np.array([0, 1, 1], np.uint16), 2, None, {})
+    corpus = Corpus(np.array([0, 0, 1], np.uint16), np.array([0, 1, 1], np.uint16), 2, None, None, {})
     expected = -(math.log(3 / 5) + 2 * math.log(2 / 5)) / 3
     assert corpus.unigram_loss() == pytest.approx(expected)
 

@@ -257,3 +257,23 @@ def test_bfloat16_is_near(architecture: Build, changes: dict[str, Any]) -> None:
     assert loss != exact
     for one, other in zip(got, expected, strict=True):
         assert (one - other).norm() < 0.05 * other.norm() + 1e-6
+
+
+@pytest.mark.parametrize("window", [None, 5], ids=["full", "windowed"])
+def test_packed_documents_do_not_see_each_other(architecture: Build, window: int | None) -> None:
+    """With the mask, a document in the middle of a packed window has the logits that it has alone."""
+    a = architecture(attention=GroupedQueryAttention(window=window))
+    model = MoELanguageModel(a, Recipe(), end=0).double()
+    initialise(model, 0)
+    documents = [torch.randint(1, a.vocab_size, (length,)) for length in (4, 6, a.context_length - 12)]
+    for document in documents[:2]:
+        document[-1] = 0  # its end belongs to it
+    packed, _ = model(torch.cat(documents)[None])
+    places = torch.tensor([0, *(len(document) for document in documents)]).cumsum(0)
+    for document, first, last in zip(documents, places, places[1:], strict=False):
+        alone, _ = model(document[None])
+        torch.testing.assert_close(packed[:, first:last], alone, rtol=0, atol=1e-6)  # positions are float32
+    unmasked = MoELanguageModel(a, Recipe()).double()
+    unmasked.load_state_dict(model.state_dict())
+    seen, _ = unmasked(torch.cat(documents)[None])
+    assert not torch.allclose(seen[:, 10:], packed[:, 10:], atol=1e-3)

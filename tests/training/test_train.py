@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from moe_optuna.architecture import MoEArchitecture
+from moe_optuna.errors import InputError
 from moe_optuna.training import Recipe, TrainingResult, train
 from moe_optuna.training.model import MoELanguageModel
 from moe_optuna.training.parameters import initialise
@@ -163,3 +164,14 @@ def test_a_token_first_attends_to_its_like(architecture: Build) -> None:
         torch.testing.assert_close(score_TT, score_TT.t())
         torch.testing.assert_close(score_TT.diagonal(), torch.full((30,), 2 * math.log(64)), rtol=1e-4, atol=0)
         assert (score_TT.argmax(1) == torch.arange(30)).all()
+
+
+def test_documents_are_masked_where_the_recipe_says(architecture: Build, folder: Path, tmp_path: Path) -> None:
+    """Another loss than without; and a text whose ends of documents are not known is refused."""
+    plain, masked = (trained(architecture(), folder, changes={"document_mask": mask}) for mask in (False, True))
+    assert masked.loss != plain.loss
+    assert masked.loss == pytest.approx(plain.loss, rel=0.05)
+    ids = np.arange(4000, dtype=np.uint16) % 300
+    ids.tofile(tmp_path / "ids.bin")
+    with pytest.raises(InputError, match="document_mask: true, but where a document of this text ends"):
+        trained(architecture(vocab_size=300), tmp_path / "ids.bin", changes={"document_mask": True})
