@@ -7,7 +7,8 @@
 
 A search is right from the training on after which what it recommends is, and stays, within 0.1 % of the least
 noise-free loss on the lattice; one that is not right by its last training counts as right one training later.
-A peer recommends its best trial. `TPE+` are TPE's trials with our surrogate's recommendation.
+A peer recommends its best trial; Ax and SMAC3 run where they are named and installed. `TPE+` are TPE's trials with our
+surrogate's recommendation.
 
 `cold` and `warm` keep every search in benchmarks/results/samplers-<space>.json and run only what is not there: a search
 belongs to a problem (the hash of its true losses) and to versions (Optuna's for a peer, the hash of our sources for
@@ -39,6 +40,7 @@ import numpy as np
 import optuna
 from optuna.samplers import BaseSampler, CmaEsSampler, GPSampler, QMCSampler, RandomSampler, TPESampler
 from optuna.trial import TrialState
+from outside import AxSampler, SmacSampler
 from record import RESULTS, record
 
 import moe_optuna
@@ -58,8 +60,13 @@ PEERS: dict[str, Callable[[int], BaseSampler]] = {
     "QMC": lambda seed: QMCSampler(seed=seed, scramble=True),
     "random": lambda seed: RandomSampler(seed=seed),
 }
+OUTSIDE: dict[str, tuple[str, Callable[[Phase, int], BaseSampler]]] = {
+    "Ax": ("ax-platform", lambda phase, seed: AxSampler(phase.distributions, seed)),
+    "SMAC3": ("smac", lambda phase, seed: SmacSampler(phase.distributions, seed, TRIALS)),
+}
+"""Peers that are no part of Optuna, by name: the package, and how one is made."""
 TRIALS = 40
-SHORTER = {"GP": 25}  # trainings of a slow sampler; to stay right only so long is easier
+SHORTER = {"GP": 25, "Ax": 25, "SMAC3": 25}  # trainings of a slow sampler; to stay right only so long is easier
 FIRST, NEXT = 12, 6  # trainings of a ladder at its smallest budget, and at each further one below the largest
 OURS = ("triad", "ladder", "TPE+")
 Steps = list[tuple[int, float]]
@@ -152,8 +159,12 @@ def cold(space: str, found: Search) -> Search:
     """One sampler at the largest budget of the ladder."""
     problem, phase = setting(space, found.family, found.seed)
     ours = TriadSampler(phase, seed=found.seed) if found.sampler in OURS else None
-    sampler = ours if ours and found.sampler == "triad" else PEERS[found.sampler.removesuffix("+")](found.seed)
+    sampler = ours if ours and found.sampler == "triad" else peer(found.sampler.removesuffix("+"), phase, found.seed)
     return search(problem, phase, optuna.create_study(sampler=sampler), found, found.trainings, ours)
+
+
+def peer(name: str, phase: Phase, seed: int) -> BaseSampler:
+    return OUTSIDE[name][1](phase, seed) if name in OUTSIDE else PEERS[name](seed)
 
 
 def warm(space: str, found: Search) -> Search:
@@ -200,7 +211,8 @@ def keys(space: str, family: str, seed: int, sampler: str) -> str:
     parts = [np.append(problem.true_losses(phase) * (1 + problem.failing(phase)), problem.noise) for phase in used]
     # Rounded, so that the last bit of another machine's logarithm does not make a new problem of it.
     text = ";".join(",".join(f"{value:.9g}" for value in part) for part in parts)
-    return f"{zlib.crc32(text.encode()):08x} " + (ours() if sampler in OURS else f"optuna {version('optuna')}")
+    package = OUTSIDE[sampler][0] if sampler in OUTSIDE else "optuna"
+    return f"{zlib.crc32(text.encode()):08x} " + (ours() if sampler in OURS else f"{package} {version(package)}")
 
 
 def ours() -> str:
@@ -300,7 +312,7 @@ def summary(searches: list[Search]) -> list[dict[str, Any]]:
 
 
 def _rank(name: str) -> int:
-    order = ["triad", "ladder", *PEERS, "TPE+"]
+    order = ["triad", "ladder", *PEERS, *OUTSIDE, "TPE+"]
     return order.index(name) if name in order else len(order)
 
 
@@ -370,7 +382,8 @@ def main() -> None:
     parser.add_argument("part", choices=["cold", "warm", "show", "box"])
     parser.add_argument("--space", default="lab")
     parser.add_argument("--families", nargs="+", default=list(problems.FAMILIES), choices=list(problems.FAMILIES))
-    parser.add_argument("--samplers", nargs="+", default=["triad", *PEERS, "TPE+"], choices=["triad", *PEERS, "TPE+"])
+    known = ["triad", *PEERS, *OUTSIDE, "TPE+"]
+    parser.add_argument("--samplers", nargs="+", default=["triad", *PEERS, "TPE+"], choices=known)
     parser.add_argument("--seeds", type=int, default=20)
     parser.add_argument("--trials", type=int, default=TRIALS)
     parser.add_argument("--workers", type=int, default=2)
