@@ -65,7 +65,7 @@ def main() -> None:
     parser.add_argument("--budgets", type=int, default=3, help="how many, from the smallest")
     parser.add_argument("--most", type=int, default=40, help="architectures a phase")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
-    parser.add_argument("--density", type=int, default=2, help="reports for each one of the recipe's")
+    parser.add_argument("--density", type=int, default=1, help="reports for each one of the recipe's")
     parser.add_argument("--minutes", type=float, default=7.0, help="stop after this long; the same command goes on")
     parser.add_argument("--name", help="of the result; curves-<space> unless given")
     arguments = parser.parse_args()

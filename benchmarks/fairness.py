@@ -5,8 +5,9 @@
 Corners are architectures of the space's own lattices at a budget: the widest, the deepest, the most and the least
 sparse of phase 1, and of phase 2 around the most median of them those with the widest and with the narrowest experts.
 Each is trained with the rule's learning rate times 1/2, 1/sqrt(2), 1, sqrt(2) and 2, with common seeds and in common
-data order. `excess` is the rule's mean loss over the least mean loss of the five, in percent; `error` the standard
-error of that difference over seeds; `best` the factor where a parabola through the five means is least.
+data order. `excess` is the rule's mean loss over the least mean loss of the five, in percent, which chance alone makes
+larger than it is; `error` the standard error of that difference over seeds; `smooth` the same excess on a parabola
+through the five means, which is least at the factor `best`.
 
 Results are written after each training and resumed, as long as the rule has not changed.
 """
@@ -78,11 +79,13 @@ def summary(losses: dict[str, list[float]]) -> dict[str, Any]:
     mean = L.mean(1)
     best = int(mean.argmin())
     apart = L[2] - L[best]
-    a, b, _ = np.polyfit(np.log2(FACTORS), mean, 2)
+    a, b, c = np.polyfit(np.log2(FACTORS), mean, 2)
+    place = float(np.clip(-b / (2 * a), -1, 1)) if a > 0 else float(np.sign(-b))
     return {
         "excess": 100 * float(mean[2] / mean[best] - 1),
         "error": 100 * float(apart.std(ddof=1) / len(apart) ** 0.5 / mean[best]) if len(apart) > 1 else float("nan"),
-        "best": float(2 ** np.clip(-b / (2 * a), -2, 2)) if a > 0 else float("nan"),
+        "smooth": 100 * float(c / (a * place**2 + b * place + c) - 1),
+        "best": 2**place,
         "mean": [float(x) for x in mean],
     }
 
@@ -126,7 +129,7 @@ def main() -> None:
                 entry |= summary(entry["loss"])
                 shape = " ".join(f"{k} {v}" for k, v in entry["architecture"].items())
                 losses = " ".join(f"{x:.4f}" for x in entry["mean"])
-                excess = f"excess {entry['excess']:.2f} +- {entry['error']:.2f} %"
+                excess = f"excess {entry['excess']:.2f} +- {entry['error']:.2f} %, smooth {entry['smooth']:.2f} %"
                 print(f"{key:22s} {losses}  {excess}  best x{entry['best']:.2f}  ({shape})", flush=True)
     record(arguments.out, wanted)
 

@@ -47,7 +47,15 @@ class Level:
     recipe: dict[str, Any] = field(default_factory=dict)
 
 
-PLAIN = Level(own_order=True, batch=4, rate=2, plain_embedding=True, long_rotary=True, random_queries=True)
+PLAIN = Level(
+    own_order=True,
+    batch=4,
+    rate=2,
+    plain_embedding=True,
+    long_rotary=True,
+    random_queries=True,
+    recipe={"average": 0.0},
+)
 LEVELS: dict[str, Level] = {"plain": PLAIN}
 for name, change in (
     ("common order", {"own_order": False}),
@@ -55,15 +63,18 @@ for name, change in (
     ("lower rate", {"rate": 1}),
     ("embedding", {"plain_embedding": False}),
     ("rotary by context", {"long_rotary": False}),
-    ("recipe", {"random_queries": False}),
+    ("queries as keys", {"random_queries": False}),
+    ("recipe", {"recipe": {}}),
 ):
     LEVELS[name] = replace(list(LEVELS.values())[-1], **change)  # type: ignore[arg-type]
 LEVELS |= {
     "and order": Level(own_order=True),
-    "averaged": Level(recipe={"average": 0.1}),
+    "long average": Level(recipe={"average": 0.2}),
     "long warm-up": Level(recipe={"warmup": 0.3}),
     "long decay": Level(recipe={"decay": 0.8}),
     "half rate": Level(rate=0.5),
+    "double rate": Level(rate=2),
+    "half batch": Level(batch=0.5),
 }
 
 

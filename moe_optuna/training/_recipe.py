@@ -68,7 +68,7 @@ class Recipe:
     balance_loss: float = 1e-3
     z_loss: float = 1e-4
     average: float = 0.05
-    reports: int = 8
+    reports: int = 16
     report_windows: int = 32
     final_windows: int = 256
     data_seed: int | None = 0
