@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from moe_optuna.search._events import Event, Observer
+    from moe_optuna.search._plan import plan
     from moe_optuna.search._storage import open_storage
-    from moe_optuna.search.blueprint import Blueprint, plan
+    from moe_optuna.search.blueprint import Blueprint
     from moe_optuna.search.ladder import SearchResult, search
     from moe_optuna.search.objective import LightningObjective
 
@@ -25,7 +26,7 @@ _HOME = {
     "Observer": "_events",
     "SearchResult": "ladder",
     "open_storage": "_storage",
-    "plan": "blueprint",
+    "plan": "_plan",
     "search": "ladder",
 }
 

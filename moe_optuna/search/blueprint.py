@@ -1,46 +1,25 @@
-"""The blueprint: from a compute budget and the laws to one architecture, its band, and others that are as good.
-
-The laws give the triad; the search space gives every integer architecture that meets it; the laws give the predicted
-excess of loss of each over the best, and the least one is the blueprint. Alternatives are those inside the
-near-optimal band that suit the hardware better in some way that the loss does not see.
-"""
+"""`Blueprint`: what a search or a plan ends in, as a value and as a file."""
 
 from __future__ import annotations
 
 import json
-import math
-from collections.abc import Callable, Mapping
-from dataclasses import astuple, dataclass, field, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
-from moe_optuna.architecture import DIMENSIONS, MoEArchitecture
+from moe_optuna.architecture import MoEArchitecture
 from moe_optuna.errors import InputError
 from moe_optuna.files import read_object, write_whole
-from moe_optuna.laws import with_ratios
-from moe_optuna.memory import all_to_all_bytes
 from moe_optuna.triad import Tolerances, Triad
 
-if TYPE_CHECKING:
-    from moe_optuna.laws import LadderLaws
-    from moe_optuna.space import SearchSpace
-
-__all__ = ["Alternative", "Blueprint", "plan"]
+__all__ = ["QUANTITIES", "Alternative", "Blueprint", "Span"]
 
 FORMAT = 1
-BAND = 0.001
-MOST = 500_000  # architectures that are looked through
 CONVENTION = "non_embedding"
 QUANTITIES = ("flops_per_token", "tokens", "active_params", "total_params")
-AXES = ("compute_density", "expansion_ratio", "d_model")
-DEVIATION = 1e-3  # decides between architectures of the same predicted loss: the nearer to the triad the better
 
-Floats = NDArray[np.float64]
 Span = tuple[float, float]
-Columns = Mapping[str, NDArray[np.int64]]
 
 
 @dataclass(frozen=True)
@@ -174,224 +153,6 @@ class Blueprint:
             InputError: Where the file is missing or is not a blueprint.
         """
         return cls.from_dict(read_object(path, expected="a blueprint"), where=path)
-
-
-def plan(compute: float, *, laws: LadderLaws | None = None, space: SearchSpace | None = None) -> Blueprint:
-    """The architecture for a compute budget.
-
-    Example::
-
-        moe_optuna.plan(3e20).architecture
-
-    Args:
-        compute: Training FLOPs, inside or beyond the laws' ladder.
-        laws: Those of a search of one's own; the published holistic laws by default.
-        space: Where architectures are from; by default that of the laws, by name.
-
-    Raises:
-        InputError: Where compute is not a positive finite number, or no architecture of the space is near.
-    """
-    from moe_optuna.laws import LadderLaws
-    from moe_optuna.space import SearchSpace
-
-    if isinstance(compute, bool) or not isinstance(compute, (int, float)) or not math.isfinite(compute) or compute <= 0:
-        raise InputError(f"{compute!r}, expected a positive finite number of training FLOPs", where="compute")
-    compute = float(compute)
-    laws = laws or LadderLaws.published()
-    space = space or SearchSpace.load(laws.space or "holistic")
-
-    flops, _ = laws.predict("flops_per_token", compute)
-    spans = {name: laws.predict(name, compute)[1] for name in dict.fromkeys((*QUANTITIES, *laws.axes_known))}
-    intervals = {name: span for name, span in spans.items() if span[0] < span[1]}  # else the law has no uncertainty
-    density, ratio = (laws.predict(name, compute)[0] for name in AXES[:2])
-    wanted = Triad.at(flops, density, ratio, space.tolerances)
-    triad, candidates, notes = _candidates(space, laws, compute, wanted)
-    excess = _excess(laws, compute, candidates)
-    score = excess + DEVIATION * _deviation(candidates, triad)
-    best = int(score.argmin())
-
-    loss = None
-    if laws.knows_loss:
-        loss, intervals["predicted_loss"] = laws.predict("loss", compute)
-    bands = {axis: laws.band(axis, compute) for axis in AXES if axis in laws.axes_known}
-    architecture = _architecture(space, candidates, best)
-    return Blueprint(
-        compute=compute,
-        flops_per_token=flops,
-        tokens=compute / flops,
-        triad=triad,
-        architecture=architecture,
-        band={axis: edges for axis, (edges, *_) in bands.items()},
-        band_intervals={axis: (low, high) for axis, (_, low, high) in bands.items()},
-        alternatives=_alternatives(space, laws, compute, candidates, score, best),
-        predicted_loss=loss,
-        no_loss=None if laws.knows_loss else "the laws do not give the loss itself",
-        intervals=intervals,
-        source=laws.source,
-        space=space.name,
-        notes=(*notes, *_outside(architecture, bands), *_reach(laws, compute)),
-        held_out=laws.held_out,
-    )
-
-
-def _outside(architecture: MoEArchitecture, bands: Mapping[str, tuple[Span, ...]]) -> list[str]:
-    """Where the architecture lies outside of a band: the lattice holds nothing better at its triad."""
-    return [
-        f"{axis} {value:.4g} lies outside its near-optimal band, {low:.4g} to {high:.4g}: "
-        "the lattice has no architecture inside that meets the triad as well"
-        for axis, ((low, high), *_) in bands.items()
-        if not low <= (value := getattr(architecture, axis)) <= high
-    ]
-
-
-def _candidates(
-    space: SearchSpace, laws: LadderLaws, compute: float, wanted: Triad
-) -> tuple[Triad, Columns, list[str]]:
-    """The architectures that meet the wanted triad; where none does, those of the best triad of the space that some
-    meet.
-    """
-    found = _lattice(space, wanted)
-    if len(found["d_model"]):
-        return wanted, found, []
-    cells = space.phase_one(compute, flops_per_token=wanted.flops_per_token)
-    excess = _excess(laws, compute, cells.lattice.arrays)
-    for index in np.argsort(excess)[:20]:
-        triad = cells.triad_of(int(index))
-        triad = Triad(triad.flops_per_token, triad.active_params, triad.total_params, space.tolerances)
-        found = _lattice(space, triad)
-        if len(found["d_model"]):
-            note = (
-                f"no architecture of the space has compute_density {wanted.compute_density:.4g} and expansion_ratio "
-                f"{wanted.expansion_ratio:.4g}; the nearest by predicted loss has {triad.compute_density:.4g} and "
-                f"{triad.expansion_ratio:.4g}"
-            )
-            return triad, found, [note]
-    raise InputError(
-        f"no architecture of the space {space.name} near flops_per_token {wanted.flops_per_token:.4g}, compute_density "
-        f"{wanted.compute_density:.4g}, expansion_ratio {wanted.expansion_ratio:.4g}",
-        where=f"compute {compute:.4g}",
-    )
-
-
-def _lattice(space: SearchSpace, triad: Triad) -> Columns:
-    """The architectures that meet a triad as columns; of more than MOST the nearest to it, by ever closer
-    tolerances, at least the nearest one of each width."""
-    tolerances = triad.tolerances
-    for share in (1.0, 0.7, 0.5, 0.35, 0.25, 0.15, 0.1, 0.05):
-        closer = Tolerances(*(share * tolerance for tolerance in astuple(tolerances)))
-        lattice = space.lattice(replace(triad, tolerances=closer))
-        if len(lattice) <= MOST:
-            break
-    if len(lattice) or share == 1.0:
-        return lattice.arrays
-    return space.phase_two(triad).lattice.arrays
-
-
-def _excess(laws: LadderLaws, compute: float, columns: Columns) -> Floats:
-    """Predicted excess of loss over the least, (m,)."""
-    return np.asarray(laws.excess(compute, with_ratios(columns))[0])
-
-
-def _deviation(columns: Columns, triad: Triad) -> Floats:
-    """Sum of squared relative deviations from the triad, (m,)."""
-    return np.asarray(sum((columns[name] / target - 1) ** 2 for name, target in triad.targets.items()))
-
-
-# What hardware likes: its name, whether an architecture has it (m,), what counts among those (m,), None for the loss.
-_Wish = tuple[str, Callable[[Columns], NDArray[np.bool_]], Callable[[Columns], Floats] | None]
-
-
-def _all_to_all(columns: Columns) -> Floats:
-    """Bytes that a token sends between devices in training with every expert elsewhere."""
-    return np.asarray(all_to_all_bytes(*(columns[name] for name in ("top_k", "d_model", "n_moe_layers"))))
-
-
-def _layers(columns: Columns) -> NDArray[np.int64]:
-    return np.asarray(columns["n_dense_layers"] + columns["n_moe_layers"])
-
-
-def _multiple(name: str, number: int) -> _Wish:
-    return f"{name} is a multiple of {number}", lambda columns: columns[name] % number == 0, None
-
-
-def _every(columns: Columns) -> NDArray[np.bool_]:
-    return np.ones(len(columns["d_model"]), bool)
-
-
-_WISHES: tuple[tuple[_Wish, ...], ...] = (
-    (_multiple("d_model", 256), _multiple("d_model", 128), _multiple("d_model", 64)),
-    (_multiple("d_expert", 128), _multiple("d_expert", 64), _multiple("d_expert", 32)),
-    (
-        ("layers divide into 8 pipeline stages", lambda columns: _layers(columns) % 8 == 0, None),
-        ("layers divide into 4 pipeline stages", lambda columns: _layers(columns) % 4 == 0, None),
-    ),
-    (
-        (
-            "d_model and d_expert are multiples of 128, layers of 4",
-            lambda columns: (
-                (columns["d_model"] % 128 == 0) & (columns["d_expert"] % 128 == 0) & (_layers(columns) % 4 == 0)
-            ),
-            None,
-        ),
-    ),
-    (("fewest all-to-all bytes a token", _every, _all_to_all),),
-    (("fewest layers, the least latency", _every, lambda columns: _layers(columns).astype(float)),),
-)  # fmt: skip
-
-
-def _alternatives(
-    space: SearchSpace, laws: LadderLaws, compute: float, columns: Columns, score: Floats, best: int
-) -> tuple[Alternative, ...]:
-    """For each wish that the blueprint itself does not fulfil, the least-loss architecture of the band that does."""
-    near = np.flatnonzero(score <= score[best] + BAND)
-    inside = {name: column[near] for name, column in columns.items()}
-    own = int(np.flatnonzero(near == best)[0])
-    chosen: dict[int, list[str]] = {}
-    for wishes in _WISHES:
-        for why, has, cost in wishes:
-            fit = has(inside)
-            if cost is None and fit[own]:
-                break  # the blueprint has it
-            if not fit.any():
-                continue
-            rank = score[near] if cost is None else cost(inside) + 1e-9 * score[near]
-            pick = int(np.flatnonzero(fit)[rank[fit].argmin()])
-            if cost is not None:
-                ours, theirs = float(cost(inside)[own]), float(cost(inside)[pick])
-                if theirs >= ours:
-                    break
-                why = f"{why}: {1 - theirs / ours:.0%} less than the blueprint's"
-            chosen.setdefault(pick, []).append(why)
-            break
-    rows = np.array([best, *near[list(chosen)]])
-    draws = laws.excess(compute, with_ratios({name: column[rows] for name, column in columns.items()}), draws=200)
-    relative = (1 + draws) / (1 + draws[:, :1]) - 1
-    return tuple(
-        Alternative(
-            _architecture(space, columns, int(near[pick])),
-            "; ".join(reasons),
-            float(relative[0, i]),
-            (float(np.quantile(relative[1:, i], 0.025)), float(np.quantile(relative[1:, i], 0.975))),
-        )
-        for i, (pick, reasons) in enumerate(chosen.items(), start=1)
-    )
-
-
-def _architecture(space: SearchSpace, columns: Columns, index: int) -> MoEArchitecture:
-    """The row of the columns as an architecture of the space."""
-    shared = space.dimensions
-    values: dict[str, Any] = {name: int(columns[name][index]) for name in DIMENSIONS}
-    return MoEArchitecture(**values, tied_embeddings=shared.tied_embeddings, qk_norm=shared.qk_norm)
-
-
-def _reach(laws: LadderLaws, compute: float) -> list[str]:
-    """How far outside the ladder the budget lies."""
-    low, high = laws.budgets[0], laws.budgets[-1]
-    if low <= compute <= high:
-        return []
-    times = compute / high if compute > high else low / compute
-    side = "above" if compute > high else "below"
-    return [f"an extrapolation: {times:.3g} times {side} the ladder of {low:.3g} to {high:.3g} FLOPs"]
 
 
 def _counts(architecture: MoEArchitecture) -> dict[str, Any]:

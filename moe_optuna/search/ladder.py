@@ -226,7 +226,7 @@ class _Ladder:
                 prediction = self._prediction(compute)
             outcome = before = self._budget(step, compute, before, prediction)
         assert outcome is not None  # a space has a budget
-        from moe_optuna.search.blueprint import plan
+        from moe_optuna.search._plan import plan
 
         laws = self._fit()
         held_out = _compare(laws, prediction, outcome)
@@ -306,7 +306,7 @@ class _Ladder:
             if (text := self.studies.recorded(phase, compute, "prediction")) is not None:
                 found: dict[str, Any] = json.loads(text)
                 return found
-        from moe_optuna.search.blueprint import plan
+        from moe_optuna.search._plan import plan
 
         try:
             return plan(compute, laws=self._fit(), space=self.space).to_dict()

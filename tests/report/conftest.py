@@ -12,7 +12,7 @@ from threadpoolctl import threadpool_limits
 
 from moe_optuna.architecture import DIMENSIONS, MoEArchitecture
 from moe_optuna.laws import fit_ladder
-from moe_optuna.search.blueprint import plan
+from moe_optuna.search import plan
 from moe_optuna.space import SearchSpace
 
 SPACE = """

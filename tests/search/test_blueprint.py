@@ -9,7 +9,7 @@ import pytest
 
 from moe_optuna.errors import InputError
 from moe_optuna.laws import LadderLaws, fit_ladder
-from moe_optuna.search.blueprint import Blueprint, plan
+from moe_optuna.search import Blueprint, plan
 from moe_optuna.space import SearchSpace
 
 KEYS = {
