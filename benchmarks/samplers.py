@@ -68,6 +68,7 @@ OUTSIDE: dict[str, tuple[str, Callable[[Phase, int], BaseSampler]]] = {
 TRIALS = 40
 SHORTER = {"GP": 25, "Ax": 25, "SMAC3": 25}  # trainings of a slow sampler; to stay right only so long is easier
 FIRST, NEXT = 12, 6  # trainings of a ladder at its smallest budget, and at each further one below the largest
+ENOUGH = 10  # seeds from which a peer's median is compared with
 OURS = ("triad", "ladder", "TPE+")
 Steps = list[tuple[int, float]]
 
@@ -282,7 +283,7 @@ def quartiles(values: Iterable[float]) -> str:
 def summary(searches: list[Search]) -> list[dict[str, Any]]:
     """A row for each family and sampler; ratios of medians to the best peer's of the family.
 
-    Families with no peer have no ratios.
+    Of the peers those with `ENOUGH` seeds count; a family with none has no ratios.
     """
     rows: list[dict[str, Any]] = []
     for family in dict.fromkeys(one.family for one in searches):
@@ -304,7 +305,8 @@ def summary(searches: list[Search]) -> list[dict[str, Any]]:
                                for what in ("infeasible", "duplicate", "failed")},
                 }
             )  # fmt: skip
-        best = min((row["median"] for row in here if row["sampler"] not in OURS), default=math.nan)
+        peers = [row for row in here if row["sampler"] not in OURS and row["seeds"] >= ENOUGH]
+        best = min((row["median"] for row in peers), default=math.nan)
         for row in here:
             row["ratio"], row["flops_ratio"] = row["median"] / best, row["flops"] / best
         rows += here
