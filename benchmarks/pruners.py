@@ -4,7 +4,8 @@
     python benchmarks/pruners.py --searches 50                          # synthetic curves on the ladder of `lab`
 
 A search is a ladder like that of `lab`: at each budget a study of phase 1 with 20 trainings and one of phase 2 with 14.
-Recorded curves (`curves.py`) are resampled: the curves of one seed, of each study so many at random, in a random order
+Recorded curves (`curves.py`) are resampled: the curves of one seed, of each study three quarters at random, at most as
+many as a search trains, so that who is best changes as well, in a random order
 or (`--order sampler`) in that in which TriadSampler asks for them, told the recorded losses: the nearest recorded
 architecture that is left. BandPruner is given the studies before, as in a search; Optuna's pruners have no such thing.
 
@@ -46,7 +47,8 @@ SIZES = {1: 20, 2: 14}
 Parents = Sequence[optuna.Study]
 PRUNERS: dict[str, Callable[[int, Parents], BasePruner]] = {
     "Band": lambda points, parents: BandPruner(parents=parents),
-    "Band (0.99)": lambda points, parents: BandPruner(probability=0.99, parents=parents),
+    "Band (0.995)": lambda points, parents: BandPruner(probability=0.995, parents=parents),
+    "Band, no warm-up": lambda points, parents: BandPruner(warmup=0.0, parents=parents),
     "Band (0.95)": lambda points, parents: BandPruner(probability=0.95, parents=parents),
     "Band, no parents": lambda points, parents: BandPruner(),
     "Median": lambda points, parents: MedianPruner(),
@@ -110,7 +112,7 @@ def recorded(path: Path, searches: int, density: int, order: str) -> Iterator[La
         ladder: Ladder = []
         parents: dict[int, list[optuna.Study]] = {1: [], 2: []}
         for (compute, kind), trained in sorted(complete[number % len(complete)].items()):
-            size = min(SIZES[kind], len(trained))
+            size = min(SIZES[kind], round(0.75 * len(trained)))
             if order == "random":
                 runs = [trained[i].run for i in random.permutation(len(trained))[:size]]
             else:

@@ -30,7 +30,7 @@ Run = tuple[Curve, float]
 SPREAD = 0.015
 """How far final losses scatter about what the first report says, in log loss, before there are data."""
 SLOPE = 0.25
-"""How far the slope may lie from where it is held."""
+"""How far the slope may lie from 1."""
 DEGREES = 3.0
 """What `SPREAD` weighs, in trials."""
 PARENTS = 30
@@ -76,9 +76,8 @@ def forecast(running: Curve, finished: Sequence[Run], parents: Sequence[Sequence
 
     with x the lower of the last two log losses, so that a spike is not believed before it has lasted. Slope and
     variance are shared with the parents, whose trials count as one each, `PARENTS` at most; `a` is a study's own, so
-    that its level may be anything. A gap at s is partly luck, the more the earlier: b is held near the root of the
-    share of the grid that is done, the variance near a spread that vanishes towards the end (`SPREAD`), and with few
-    trials they stay there. Given these, Bayesian linear regression (Gelman et al., Bayesian Data Analysis, chapter 14).
+    that its level may be anything. What is behind at s may fall back or catch up: b is held near 1, the variance near a
+    spread that vanishes towards the end (`SPREAD`), and with few trials they stay there. Given these, Bayesian linear regression (Gelman et al., Bayesian Data Analysis, chapter 14).
 
     Args:
         running: Losses reported so far.
@@ -102,11 +101,11 @@ def forecast(running: Curve, finished: Sequence[Run], parents: Sequence[Sequence
     x, y = np.concatenate([math.sqrt(share) * (table - table.mean(0)) for table, share in groups]).T
     degrees = DEGREES + sum(share * (len(table) - 1) for table, share in groups)
     done = min(1.0, step / max(max(curve, default=step) for curve, _ in finished))
-    held, variance = math.sqrt(done), SPREAD**2 * max(1 - done, 0.02)
+    variance = SPREAD**2 * max(1 - done, 0.02)
     squares = DEGREES * variance
     for _ in range(4):  # to and fro between slope and variance: the slope's prior does not scale with it
         precision = float(x @ x) + variance / SLOPE**2
-        slope = held + float(x @ (y - held * x)) / precision
+        slope = 1 + float(x @ (y - x)) / precision
         variance = (squares + float(((y - slope * x) ** 2).sum())) / degrees
     spread = variance * (1 + 1 / len(own) + gap**2 / precision)
     return Forecast(math.exp(level[1] + slope * gap), math.sqrt(spread), degrees)
@@ -135,7 +134,7 @@ class BandPruner(BasePruner):
     band is what ends within `band` of the best finished loss. Report losses on the fixed grid of the token budget
     (``trial.report(loss, grid index)``): curves meet at equal steps only. The fewer curves are finished, here and in
     the parents, the wider the interval and the rarer a stop; before `n_startup_trials` have finished, nothing is
-    stopped.
+    stopped, nor in the first part of a training (`warmup`), from which some come back farther than any interval says.
 
     Example::
 
@@ -147,6 +146,7 @@ class BandPruner(BasePruner):
         noise: Relative standard deviation of a loss over seeds; estimated from repeated parameters by default, 0
             without any.
         n_startup_trials: Finished trials before the first stop.
+        warmup: Share of the grid up to which nothing is stopped.
         parents: Studies of other phases, or at smaller budgets, on the same grid: they say how much a gap on the way
             is worth at the end. Read once, when first needed.
 
@@ -157,10 +157,11 @@ class BandPruner(BasePruner):
     def __init__(
         self,
         *,
-        probability: float = 0.995,
+        probability: float = 0.99,
         band: float = 0.001,
         noise: float | None = None,
         n_startup_trials: int = 2,
+        warmup: float = 0.25,
         parents: Sequence[Study] = (),
     ) -> None:
         if not 0.5 <= probability < 1:
@@ -169,12 +170,15 @@ class BandPruner(BasePruner):
             raise InputError(f"{band!r}, expected a fraction above 0 and below 1", where="band")
         if noise is not None and not 0 <= noise < 1:
             raise InputError(f"{noise!r}, expected a fraction of at least 0 and below 1", where="noise")
+        if not 0 <= warmup < 1:
+            raise InputError(f"{warmup!r}, expected a fraction of at least 0 and below 1", where="warmup")
         if n_startup_trials < 2:
             raise InputError(f"{n_startup_trials!r}, expected at least 2", where="n_startup_trials")
         self._probability = probability
         self._band = band
         self._noise = noise
         self._n_startup_trials = n_startup_trials
+        self._warmup = warmup
         self._studies = tuple(parents)
 
     @cached_property
@@ -194,8 +198,9 @@ class BandPruner(BasePruner):
         finished = finished_curves(trials)
         if len(finished) < self._n_startup_trials:
             return False
-        if step >= max(max(curve) for curve, _ in finished):
-            return False  # the last report: nothing is left to save
+        last = max(max(curve) for curve, _ in finished)
+        if step <= self._warmup * last or step >= last:  # at the last report nothing is left to save
+            return False
         ahead = forecast(trial.intermediate_values, finished, self._parents)
         if ahead is None:
             return False
