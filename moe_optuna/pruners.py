@@ -77,7 +77,8 @@ def forecast(running: Curve, finished: Sequence[Run], parents: Sequence[Sequence
     with x the lower of the last two log losses, so that a spike is not believed before it has lasted. Slope and
     variance are shared with the parents, whose trials count as one each, `PARENTS` at most; `a` is a study's own, so
     that its level may be anything. What is behind at s may fall back or catch up: b is held near 1, the variance near a
-    spread that vanishes towards the end (`SPREAD`), and with few trials they stay there. Given these, Bayesian linear regression (Gelman et al., Bayesian Data Analysis, chapter 14).
+    spread that vanishes towards the end (`SPREAD`), and with few trials they stay there. Given these, Bayesian linear
+    regression (Gelman et al., Bayesian Data Analysis, chapter 14).
 
     Args:
         running: Losses reported so far.
