@@ -63,7 +63,7 @@ def test_no_forecast_from_fewer_than_two_curves(finished: list[tuple[dict[int, f
 
 
 def test_forecast_of_parallel_curves_lies_between_them() -> None:
-    # A slope of 1 before there are data, and many curves of another overrule it.
+    # Their slope is 1, where it is held before there are data.
     def ahead(n: int) -> float:
         levels = np.linspace(3.0, 3.3, n)
         found = forecast({1: 4.8, 2: 3.84}, [({1: x * 1.5, 2: x * 1.2, 3: x}, x) for x in levels.tolist()])
