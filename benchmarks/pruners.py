@@ -28,6 +28,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import optuna
 from curves import phases
+from optuna.distributions import FloatDistribution
 from optuna.pruners import (
     BasePruner,
     HyperbandPruner,
@@ -36,6 +37,7 @@ from optuna.pruners import (
     SuccessiveHalvingPruner,
     WilcoxonPruner,
 )
+from optuna.trial import create_trial
 from record import record
 
 from moe_optuna import TriadSampler, problems
@@ -60,10 +62,11 @@ PRUNERS: dict[str, Callable[[int, Parents], BasePruner]] = {
 
 
 class Run(NamedTuple):
-    """A training: its losses on the grid, and the loss by which it is judged."""
+    """A training: its losses on the grid, the loss by which it is judged, final losses with other seeds."""
 
     losses: tuple[float, ...]
     judged: float
+    repeats: tuple[float, ...] = ()
 
 
 class Recorded(NamedTuple):
@@ -90,8 +93,11 @@ def synthetic(space: str, families: list[str], searches: int, points: int) -> It
                 truth = problem.true_losses(phase)
                 runs = []
                 for index in map(int, chosen):
-                    curve = problem.curve(phase.lattice[index], budget, number, points)
-                    runs.append(Run(tuple(loss for _, loss in curve), float(truth[index])))
+                    curve, *others = (
+                        problem.curve(phase.lattice[index], budget, 1000 * seed + number, points) for seed in range(4)
+                    )
+                    repeats = tuple(other[-1][1] for other in others)
+                    runs.append(Run(tuple(loss for _, loss in curve), float(truth[index]), repeats))
                 ladder.append((budget, runs))
         yield ladder
 
@@ -167,6 +173,9 @@ def replay(ladder: Ladder, name: str) -> tuple[float, int, int, float]:
                 study.tell(trial, run.losses[-1])
             trained += compute * step / points
             total += compute
+        best_of_study = min(runs, key=lambda run: run.losses[-1])
+        for loss in best_of_study.repeats:  # as a search does at a budget's end: they tell its noise
+            study.add_trial(create_trial(value=loss, params={"x": 0.0}, distributions={"x": FloatDistribution(0, 1)}))
         parents.append(study)
     return 1 - trained / total, members, winners, seconds / reports
 

@@ -144,8 +144,8 @@ class BandPruner(BasePruner):
     Args:
         probability: How sure to be before a trial is stopped, at each of its reports.
         band: Relative width of the near-optimal band.
-        noise: Relative standard deviation of a loss over seeds; estimated from repeated parameters by default, 0
-            without any.
+        noise: Relative standard deviation of a loss over seeds; estimated from repeated parameters by default, the
+            parents' too, 0 without any.
         n_startup_trials: Finished trials before the first stop.
         warmup: Share of the grid up to which nothing is stopped.
         parents: Studies of other phases, or at smaller budgets, on the same grid: they say how much a gap on the way
@@ -183,8 +183,12 @@ class BandPruner(BasePruner):
         self._studies = tuple(parents)
 
     @cached_property
+    def _inherited(self) -> list[list[FrozenTrial]]:
+        return [study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)) for study in self._studies]
+
+    @cached_property
     def _parents(self) -> list[list[Run]]:
-        return [finished_curves(study.get_trials(deepcopy=False)) for study in self._studies]
+        return [finished_curves(trials) for trials in self._inherited]
 
     def prune(self, study: Study, trial: FrozenTrial) -> bool:
         """Whether the trial should stop now."""
@@ -205,7 +209,7 @@ class BandPruner(BasePruner):
         ahead = forecast(trial.intermediate_values, finished, self._parents)
         if ahead is None:
             return False
-        noise = self._noise if self._noise is not None else _repeat_noise(trials)
+        noise = self._noise if self._noise is not None else _repeat_noise([trials, *self._inherited])
         bound = min(final for _, final in finished) * (1 + self._band)
         return ahead.above(bound, noise) >= self._probability
 
@@ -222,12 +226,13 @@ def finished_curves(trials: Sequence[FrozenTrial]) -> list[Run]:
     ]
 
 
-def _repeat_noise(trials: Sequence[FrozenTrial]) -> float:
-    """Pooled relative standard deviation of losses at equal parameters."""
-    groups: dict[tuple[tuple[str, object], ...], list[float]] = {}
-    for trial in trials:
-        if trial.params and trial.value is not None and _positive(trial.value):
-            groups.setdefault(tuple(sorted(trial.params.items())), []).append(math.log(trial.value))
+def _repeat_noise(studies: Sequence[Sequence[FrozenTrial]]) -> float:
+    """Pooled relative standard deviation of losses at equal parameters of the same study."""
+    groups: dict[tuple[object, ...], list[float]] = {}
+    for number, trials in enumerate(studies):
+        for trial in trials:
+            if trial.params and trial.value is not None and _positive(trial.value):
+                groups.setdefault((number, *sorted(trial.params.items())), []).append(math.log(trial.value))
     repeated = [np.array(values) for values in groups.values() if len(values) > 1]
     if not repeated:
         return 0.0

@@ -203,3 +203,14 @@ def test_stops_nothing_in_the_first_part_but_what_is_no_number(warmup: float) ->
     assert bad.last_step is not None
     assert warmup * POINTS < bad.last_step < warmup * POINTS + 5
     assert nan.last_step == 1
+
+
+@pytest.mark.parametrize(("spread", "state"), [(0.001, "PRUNED"), (0.2, "COMPLETE")])
+def test_repeats_of_the_parents_say_how_lucky_the_best_may_be(spread: float, state: str) -> None:
+    parent = optuna.create_study()
+    for loss in (3.0, 3.0 * (1 + spread), 3.0 * (1 - spread)):
+        x = optuna.distributions.FloatDistribution(0, 1)
+        parent.add_trial(optuna.trial.create_trial(value=loss, params={"x": 0.5}, distributions={"x": x}))
+    finished = [({step: end * (1 + 1 / step) for step in range(1, POINTS + 1)}, end) for end in (3.0, 3.05, 3.1)]
+    worse = ({step: 3.5 * (1 + 1 / step) for step in range(1, POINTS + 1)}, 3.5)
+    assert run_study(BandPruner(parents=[parent]), [*finished, worse])[-1].state.name == state
