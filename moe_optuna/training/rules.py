@@ -2,8 +2,9 @@
 architecture up to what its widths demand.
 
 Learning rate and batch are functions of compute alone, as in arXiv:2507.17702 (Ling), whose exponents they keep; the
-best rate does not move with the experts' number or sparsity (Step law's 708 MoE runs, arXiv:2503.04715). Widths enter
-by initialisation and by a rate a tensor::
+best rate does not move with the experts' number or sparsity (Step law's 708 MoE runs, arXiv:2503.04715). Whole
+sequences, devices or a recipe may make the batch another; the rate goes with its root, as AdamW's does
+(arXiv:2205.10287). Widths enter by initialisation and by a rate a tensor::
 
     learning rate of a matrix  =  rate(C) * sqrt(reference fan-in / fan-in)
     learning rate of the rest  =  rate(C)                       (embeddings, gains, biases)
@@ -70,11 +71,12 @@ def hyperparameters(
         multiple: The batch is a multiple of so many sequences (the devices of a trial).
     """
     context = architecture.context_length
-    batch = recipe.batch_tokens or 256 * (compute / _ANCHOR) ** 0.3644
-    sequences = max(1, round(batch / context / multiple)) * multiple
+    batch = 256 * (compute / _ANCHOR) ** 0.3644
+    sequences = max(1, round((recipe.batch_tokens or batch) / context / multiple)) * multiple
+    rate = 6.5e-3 * (compute / _ANCHOR) ** -0.1529 * (sequences * context / batch) ** 0.5
     steps = max(1, round(tokens / (sequences * context)))
     return Hyperparameters(
-        learning_rate=recipe.learning_rate or 6.5e-3 * (compute / _ANCHOR) ** -0.1529,
+        learning_rate=recipe.learning_rate or rate,
         sequences=sequences,
         steps=steps,
         weight_decay=0.1 if recipe.weight_decay is None else recipe.weight_decay,

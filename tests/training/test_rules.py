@@ -18,13 +18,24 @@ def test_exponents_are_those_of_the_law(architecture: Build) -> None:
     """Ling's: rate C^-0.1529, batch C^0.3644; the batch in whole sequences of every device."""
     a = architecture()
     low, high = (hyperparameters(a, compute=c, tokens=10**6, recipe=Recipe()) for c in (1e13, 1e17))
-    assert high.learning_rate / low.learning_rate == pytest.approx(1e4**-0.1529)
+    assert high.learning_rate / low.learning_rate == pytest.approx(1e4**-0.1529, rel=0.02)
     assert high.sequences / low.sequences == pytest.approx(1e4**0.3644, rel=0.02)
     for devices in (1, 3):
         hyper = hyperparameters(a, compute=1e13, tokens=10**6, recipe=Recipe(), multiple=devices)
         assert hyper.sequences % devices == 0
         per_step = hyper.sequences * a.context_length
         assert abs(hyper.steps * per_step - 10**6) <= per_step / 2
+
+
+def test_the_rate_goes_with_the_root_of_the_batch(architecture: Build) -> None:
+    a = architecture(context_length=128)
+    one, four = (
+        hyperparameters(a, compute=1e11, tokens=10**6, recipe=Recipe(batch_tokens=tokens)) for tokens in (128, 512)
+    )
+    assert (one.sequences, four.sequences) == (1, 4)
+    assert four.learning_rate == pytest.approx(2 * one.learning_rate)
+    stated = hyperparameters(a, compute=1e11, tokens=10**6, recipe=Recipe(batch_tokens=512, learning_rate=0.01))
+    assert stated.learning_rate == 0.01
 
 
 def test_the_same_for_every_architecture_but_for_widths(architecture: Build) -> None:
