@@ -226,13 +226,14 @@ class LadderLaws:
 
     def excess(self, compute: float, columns: Mapping[str, ArrayLike], draws: int = 0) -> Array:
         """Predicted relative excess of loss over the least, for candidates (m,) by the axes that `columns` holds:
-        the best in row 0, then draws, (1 + draws, m)."""
+        the best in row 0, then draws, (1 + draws, m); infinite at and beyond a pole."""
         total: Array = np.zeros((1, 1))
         for law in self.phases.values():
             for axis in law.axes:
                 if axis.name in columns:
                     total = total + law.cost(axis.name, compute, columns[axis.name], draws)
-        return np.asarray(np.expm1(total))
+        with np.errstate(over="ignore"):
+            return np.nan_to_num(np.expm1(total), nan=np.inf, posinf=np.inf)
 
     # ---- files
 

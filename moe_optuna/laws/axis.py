@@ -70,11 +70,12 @@ class AxisForm:
         return np.column_stack([np.log(x) ** 2, np.log(x)])
 
     def t(self, x: ArrayLike) -> Array:
-        """The coordinate in which the curve is symmetric around its optimum."""
+        """The coordinate in which the curve is symmetric around its optimum; not finite at a pole, NaN beyond."""
         x = np.asarray(x, float)
-        if self.name == "two_pole":
-            return np.asarray(np.log((x - 1) / (self.pole - x)))
-        return np.asarray(np.log(x - LOWER_POLE[self.name]))
+        with np.errstate(divide="ignore", invalid="ignore"):
+            if self.name == "two_pole":
+                return np.asarray(np.log((x - 1) / (self.pole - x)))
+            return np.asarray(np.log(x - LOWER_POLE[self.name]))
 
     def x(self, t: ArrayLike) -> Array:
         """The inverse of `t`."""

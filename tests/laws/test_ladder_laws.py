@@ -1,6 +1,7 @@
 """The laws of simulated ladders whose optima are known power laws, down to small noisy ladders."""
 
 import json
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -228,3 +229,15 @@ def test_a_wrong_laws_file_is_named(tmp_path: Path, text: str, expected: str) ->
     assert str(path) in str(caught.value)
     with pytest.raises(InputError, match="No such file"):
         LadderLaws.load(tmp_path / "none.json")
+
+
+def test_nothing_at_or_beyond_a_pole_is_near_optimal() -> None:
+    """Architectures of another triad may lie where the law has no loss: they never come out as the best."""
+    laws = fit_ladder(runs([1e18, 1e19], (4, 36, 20), 0.001, 0), score=False)
+    ratios = np.array([0.5, 1.0, 5.0, POLE, 2 * POLE])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        excess = laws.excess(1e19, {"expansion_ratio": ratios, "compute_density": np.full(5, 9.0)}, draws=3)
+    assert (excess[:, [0, 1, 3, 4]] > 1e3).all()
+    assert np.isfinite(excess[:, 2]).all()
+    assert (excess.argmin(1) == 2).all()
