@@ -198,7 +198,7 @@ def test_trials_without_parameters_are_no_repeats() -> None:
 def test_stops_nothing_in_the_first_part_but_what_is_no_number(warmup: float) -> None:
     far = (dict.fromkeys(range(1, POINTS + 1), 90.0), 90.0)
     broken = ({1: math.nan}, math.nan)
-    *_, bad, nan = run_study(BandPruner(warmup=warmup), [*curves(8, 0), far, broken])
+    *_, bad, nan = run_study(BandPruner(probability=0.99, warmup=warmup), [*curves(8, 0), far, broken])
     assert bad.state.name == nan.state.name == "PRUNED"
     assert bad.last_step is not None
     assert warmup * POINTS < bad.last_step < warmup * POINTS + 5
