@@ -224,7 +224,7 @@ def test_no_trial_is_lost_while_workers_are_killed(tmp_path):
             if event.kind != "report" or next(reports) % 9:
                 return
             for worker, trained in controller._running.items():
-                # One more would fail it; a worker killed time and again before it is ready counts as one that cannot start.
+                # One more would fail it, and a worker killed before it is ready would count as one that cannot start.
                 if trained.begun and killed[trained.trial.number] < RETRIES:
                     killed[trained.trial.number] += 1
                     os.kill(executor.processes[worker], signal.SIGKILL)
