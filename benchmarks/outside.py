@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import tempfile
+from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
@@ -50,11 +51,13 @@ class _Outside(BaseSampler):
             self._worst = max(self._worst, values[0])
         self._tell(self._handle, values[0] if values else None)
 
+    @abstractmethod
     def _ask(self) -> tuple[Any, dict[str, float]]:
-        raise NotImplementedError
+        """What the peer calls its trial, and the parameters that it proposes."""
 
+    @abstractmethod
     def _tell(self, handle: Any, loss: float | None) -> None:
-        raise NotImplementedError
+        """The loss of that trial, `None` where it failed."""
 
 
 class AxSampler(_Outside):
