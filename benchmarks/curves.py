@@ -1,8 +1,9 @@
 """Record how the loss of real trainings falls: the curves on which `pruners.py --curves` judges pruners.
 
     python benchmarks/curves.py --space cpu --budgets 3 --seeds 0 1       # half an hour on one core; resumes
+    python benchmarks/curves.py --space lab --compute 1.25e12 2.5e12 5e12 --most 18 --seeds 0        # two hours
 
-At each of the smallest budgets of a space: up to `--most` architectures of the phase-1 lattice, and of the phase-2
+At each of the smallest budgets of a space, or at `--compute`: up to `--most` architectures of the phase-1 lattice, and of the phase-2
 lattice of the space's reference triad, well spread over the reduced coordinates; each trained to its end with the
 space's recipe, once a seed. A seed sets initialisation and the order of the text, as it does for the trials of a
 search, so that the curves of one seed are those that one search would see. Reports are denser than the recipe's by
@@ -63,6 +64,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--space", default="cpu")
     parser.add_argument("--budgets", type=int, default=3, help="how many, from the smallest")
+    parser.add_argument("--compute", type=float, nargs="+", help="budgets [training FLOPs] in place of the space's")
     parser.add_argument("--most", type=int, default=40, help="architectures a phase")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
     parser.add_argument("--density", type=int, default=1, help="reports for each one of the recipe's")
@@ -80,7 +82,7 @@ def main() -> None:
     there = {(row["study"], tuple(row["unit"]), row["seed"]) for row in rows}
     end = time.monotonic() + 60 * arguments.minutes
     for seed in arguments.seeds:
-        for compute in space.budgets[: arguments.budgets]:
+        for compute in arguments.compute or space.budgets[: arguments.budgets]:
             for phase in phases(space, compute):
                 for index in spread(phase.unit, arguments.most):
                     unit = [round(float(value), 4) for value in phase.unit[index]]
