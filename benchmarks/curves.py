@@ -3,10 +3,10 @@
     python benchmarks/curves.py --space cpu --budgets 3 --seeds 0 1       # half an hour on one core; resumes
     python benchmarks/curves.py --space lab --compute 1.25e12 2.5e12 5e12 --most 18 --seeds 0        # two hours
 
-At each of the smallest budgets of a space, or at `--compute`: up to `--most` architectures of the phase-1 lattice, and of the phase-2
-lattice of the space's reference triad, well spread over the reduced coordinates; each trained to its end with the
-space's recipe, once a seed. A seed sets initialisation and the order of the text, as it does for the trials of a
-search, so that the curves of one seed are those that one search would see. Reports are denser than the recipe's by
+At each of the smallest budgets of a space, or at `--compute`: up to `--most` architectures of the phase-1 lattice, and
+of the phase-2 lattice of the space's reference triad, well spread over the reduced coordinates; each trained to its end
+with the space's recipe, once a seed. A seed sets initialisation and the order of the text, as it does for the trials of
+a search, so that the curves of one seed are those that one search would see. Reports are denser than the recipe's by
 `--density`, so that coarser grids can be read off.
 
 A row: {"study", "compute", "phase", "seed", "unit": reduced coordinates in [0, 1], "parameters": Na, "seconds",
