@@ -1,7 +1,8 @@
 """Training engine: a Mixture-of-Experts language model on real text, the same for every architecture of a search.
 
-`train` takes an architecture and a budget and returns the held-out loss. `Recipe` is everything that a search holds
-fixed. Torch and Lightning load when `train` is first called.
+`train` takes an architecture and a budget and returns the held-out loss; `train_budgets` takes several token budgets,
+whose trainings share a stable part. `Recipe` is everything that a search holds fixed. Torch and Lightning load when one
+of them is first called.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -11,6 +12,7 @@ from moe_optuna.training._recipe import Recipe
 from moe_optuna.training._result import Report, TrainingFailure, TrainingResult
 
 if TYPE_CHECKING:
+    from moe_optuna.training.budgets import train_budgets
     from moe_optuna.training.engine import train
     from moe_optuna.training.model import MoELanguageModel
 
@@ -24,10 +26,11 @@ __all__ = [
     "cache_folder",
     "prepare",
     "train",
+    "train_budgets",
     "unigram_loss",
 ]
 
-_LAZY = {"train": "engine", "MoELanguageModel": "model"}
+_LAZY = {"train": "engine", "train_budgets": "budgets", "MoELanguageModel": "model"}
 
 
 def prepare(recipe: Recipe) -> Corpus:

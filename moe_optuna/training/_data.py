@@ -22,7 +22,7 @@ MOST_STEPS = 16
 
 class _Batches(IterableDataset[list[Tensor]]):
     """Batches of whole windows from a step on: int64 of shape (sequences of this rank, context_length + 1), those of
-    several whole optimizer steps at once, up to the next report.
+    several whole optimizer steps at once, up to the next pause.
 
     The stream of windows is the epochs' permutations one after the other, whatever the batch: window i of the stream is
     the same for every architecture of a seed.
@@ -34,7 +34,7 @@ class _Batches(IterableDataset[list[Tensor]]):
     def __iter__(self) -> Iterator[list[Tensor]]:
         batches, step = self._batches(), self.data.first_step
         while step < self.data.steps:
-            stop = min((report for report in self.data.report_steps if report > step), default=self.data.steps)
+            stop = min((pause for pause in self.data.pauses if pause > step), default=self.data.steps)
             together = min(MOST_STEPS, stop - step)
             yield [next(batches) for _ in range(together * self.data.micro_batches)]
             step += together
@@ -66,6 +66,7 @@ class TextData(pl.LightningDataModule):
         reports: Points of the report grid, evenly spaced over the steps.
         micro_batches: Forward passes of an optimizer step.
         final_windows: Held-out windows of the last report.
+        pause: A step at which the trainer is to be asked, beside those of the reports.
     """
 
     def __init__(
@@ -79,6 +80,7 @@ class TextData(pl.LightningDataModule):
         reports: int = 1,
         micro_batches: int = 1,
         final_windows: int = 256,
+        pause: int | None = None,
     ) -> None:
         super().__init__()
         if corpus.windows(context_length) < 1:
@@ -91,6 +93,7 @@ class TextData(pl.LightningDataModule):
         self.held_out = torch.from_numpy(corpus.held_out_windows(context_length, final_windows))
         points = min(reports, steps)
         self.report_steps = tuple(round(steps * (point + 1) / points) for point in range(points))
+        self.pauses = self.report_steps if pause is None else (*self.report_steps, pause)
         self.first_step, self.rank, self.world_size = 0, 0, 1
 
     def train_dataloader(self) -> DataLoader[list[Tensor]]:

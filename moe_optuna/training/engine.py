@@ -10,6 +10,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ from moe_optuna.training.rules import Hyperparameters, hyperparameters
 
 __all__ = ["train"]
 
-FORMAT = 2
+FORMAT = 3
 _FILE = "training.pt"
 
 
@@ -67,6 +68,41 @@ def train(
         InputError: Where text and architecture do not fit, or the checkpoint is another trial's.
         TrainingFailure: Where the loss is no longer finite.
     """
+    hyper = hyperparameters(architecture, compute=compute, tokens=tokens, recipe=recipe, multiple=devices)
+    return run(
+        architecture,
+        hyper,
+        recipe,
+        seed=seed,
+        report=report,
+        interrupted=interrupted,
+        checkpoint=checkpoint,
+        threads=threads,
+        device=device,
+        devices=devices,
+    )
+
+
+def run(
+    architecture: MoEArchitecture,
+    hyper: Hyperparameters,
+    recipe: Recipe,
+    *,
+    seed: int = 0,
+    report: Callable[[Report], bool] | None = None,
+    interrupted: Callable[[], bool] | None = None,
+    checkpoint: Path | None = None,
+    stem: Path | None = None,
+    threads: int | None = None,
+    device: str = "auto",
+    devices: int = 1,
+) -> TrainingResult:
+    """`train` with given hyperparameters.
+
+    Args:
+        stem: File of a training's stable part. It is continued from where it is there and no longer than this one's,
+            and written where this one's stable part ends.
+    """
     begin = time.perf_counter()
     if threads is not None:
         torch.set_num_threads(threads)
@@ -76,7 +112,6 @@ def train(
         raise InputError(
             f"{architecture.vocab_size}, expected at least the text's {corpus.vocab_size} token ids", where="vocab_size"
         )
-    hyper = hyperparameters(architecture, compute=compute, tokens=tokens, recipe=recipe, multiple=devices)
     context = architecture.context_length
     micro_batches = _micro_batches(hyper.sequences, devices, recipe.micro_batch_tokens, context)
     data = TextData(
@@ -88,13 +123,14 @@ def train(
         reports=recipe.reports,
         micro_batches=micro_batches,
         final_windows=recipe.final_windows,
+        pause=hyper.stable_steps if stem is not None else None,
     )
     if recipe.document_mask and corpus.end is None:
         raise InputError("true, but where a document of this text ends is not known", where="document_mask")
     model = MoELanguageModel(architecture, recipe, corpus.end if recipe.document_mask else None)
     initialise(model, seed)
     module = LanguageModelling(model, recipe, hyper, micro_batches)
-    grid = _Grid(data, report, interrupted, begin, checkpoint, _identity(architecture, recipe, hyper, seed))
+    grid = _Grid(data, report, interrupted, begin, checkpoint, stem, _identity(architecture, recipe, hyper, seed))
     grid.resume(module)
     with _quiet(), _old_objects_left_alone():
         trainer = pl.Trainer(
@@ -125,9 +161,10 @@ class _Grid(pl.Callback):
         interrupted: Callable[[], bool] | None,
         begin: float,
         checkpoint: Path | None,
+        stem: Path | None,
         identity: dict[str, Any],
     ) -> None:
-        self.data, self.report, self.begin, self.identity = data, report, begin, identity
+        self.data, self.report, self.begin, self.stem, self.identity = data, report, begin, stem, identity
         self.interrupted = interrupted
         self.file = checkpoint / _FILE if checkpoint is not None else None
         self.curve: list[tuple[float, float]] = []
@@ -138,16 +175,17 @@ class _Grid(pl.Callback):
     def on_train_batch_end(  # type: ignore[override]
         self, trainer: pl.Trainer, module: LanguageModelling, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        hyper, done, reports = module.hyper, len(self.curve), len(self.data.report_steps)
-        if done >= reports:
-            return
-        if module.step < self.data.report_steps[done]:
+        hyper, reports = module.hyper, len(self.data.report_steps)
+        if self.stem is not None and module.step == hyper.stable_steps and trainer.is_global_zero:
+            self.save(module, self.stem, _of_stem(self.identity), [])
+        if module.step not in self.data.report_steps:
             if self.stopped or self.ask(module.step):
                 trainer.should_stop = True
                 if self.file is not None:
-                    self.save(module)
+                    self.save(module, self.file, self.identity, self.curve)
             return
-        final = done + 1 == reports
+        index = self.data.report_steps.index(module.step) + 1
+        final = index == reports
         begin = time.perf_counter()
         windows = self.data.held_out if final else self.data.report_windows(module.recipe.report_windows)
         loss = module.held_out_loss(windows, self.data.evaluation_sequences(module.recipe.micro_batch_tokens))
@@ -162,12 +200,12 @@ class _Grid(pl.Callback):
         self.curve.append((tokens, loss))
         go_on = True
         if self.report is not None and trainer.is_global_zero:
-            go_on = self.report(Report(done + 1, (done + 1) / reports, tokens, loss))
+            go_on = self.report(Report(index, index / reports, tokens, loss))
         if not trainer.strategy.broadcast(go_on):
             self.stopped = not final
             trainer.should_stop = True
         if self.file is not None and trainer.is_global_zero:
-            self.save(module)
+            self.save(module, self.file, self.identity, self.curve)
 
     def on_train_start(self, trainer: pl.Trainer, module: LanguageModelling) -> None:  # type: ignore[override]
         if trainer.world_size > 1:  # all devices must agree, which they do at reports
@@ -189,34 +227,33 @@ class _Grid(pl.Callback):
             **module.load_diagnostics(),
         }
 
-    def save(self, module: LanguageModelling) -> None:
+    def save(
+        self, module: LanguageModelling, file: Path, identity: dict[str, Any], curve: list[tuple[float, float]]
+    ) -> None:
         """Write the state so that a reader sees the old file or the new one, never a part."""
-        assert self.file is not None
         state = {
             "format": FORMAT,
-            "identity": self.identity,
-            "curve": self.curve,
+            "identity": identity,
+            "curve": curve,
             "random": torch.get_rng_state(),
             **module.state(),
         }
-        self.file.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = self.file.with_suffix(f".{os.getpid()}")
+        file.parent.mkdir(parents=True, exist_ok=True)
+        unfinished = file.with_suffix(f".{os.getpid()}")
         torch.save(state, unfinished)
-        unfinished.replace(self.file)
+        unfinished.replace(file)
 
     def resume(self, module: LanguageModelling) -> None:
-        """Continue from the checkpoint, where there is one."""
-        if self.file is None or not self.file.is_file():
+        """Continue from the checkpoint, or else from the stem, where there is one."""
+        state = None
+        if self.file is not None and self.file.is_file():
+            state = _read(self.file, self.identity)
+        elif self.stem is not None and self.stem.is_file():
+            state = _read(self.stem, _of_stem(self.identity))
+            if state["step"] > module.hyper.stable_steps:
+                state = None
+        if state is None:
             return
-        try:
-            state = torch.load(self.file, map_location="cpu", weights_only=True)
-        except Exception as error:  # torch raises many kinds on a file that is not its own
-            raise InputError(f"not a checkpoint: {error}".splitlines()[0], where=self.file) from None
-        if state.get("format") != FORMAT:
-            raise InputError(f"format {state.get('format')!r}, expected {FORMAT}", where=self.file)
-        if state["identity"] != self.identity:
-            differing = [key for key, value in self.identity.items() if state["identity"].get(key) != value]
-            raise InputError(f"another trial's checkpoint, which differs in {', '.join(differing)}", where=self.file)
         module.load_state(state)
         torch.set_rng_state(state["random"])
         self.curve = [tuple(point) for point in state["curve"]]
@@ -241,13 +278,30 @@ class _Grid(pl.Callback):
 
 def _identity(architecture: MoEArchitecture, recipe: Recipe, hyper: Hyperparameters, seed: int) -> dict[str, Any]:
     """What a checkpoint must agree with."""
-    return {
-        "architecture": architecture.to_dict(),
-        "recipe": recipe.to_dict(),
-        "steps": hyper.steps,
-        "sequences": hyper.sequences,
-        "seed": seed,
-    }
+    return {"architecture": architecture.to_dict(), "recipe": recipe.to_dict(), "seed": seed, **asdict(hyper)}
+
+
+def _of_stem(identity: dict[str, Any]) -> dict[str, Any]:
+    """What a stable part must agree with: all but where it ends."""
+    return {key: value for key, value in identity.items() if key not in ("steps", "decay_steps")}
+
+
+def _read(file: Path, identity: dict[str, Any]) -> dict[str, Any]:
+    """A state that `_Grid.save` wrote.
+
+    Raises:
+        InputError: Where the file is something else, or of another training.
+    """
+    try:
+        state: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises many kinds on a file that is not its own
+        raise InputError(f"not a checkpoint: {error}".splitlines()[0], where=file) from None
+    if state.get("format") != FORMAT:
+        raise InputError(f"format {state.get('format')!r}, expected {FORMAT}", where=file)
+    if state["identity"] != identity:
+        differing = [key for key, value in identity.items() if state["identity"].get(key) != value]
+        raise InputError(f"another trial's checkpoint, which differs in {', '.join(differing)}", where=file)
+    return state
 
 
 def _micro_batches(sequences: int, devices: int, tokens: int | None, context: int) -> int:

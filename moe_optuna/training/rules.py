@@ -47,6 +47,11 @@ class Hyperparameters:
     warmup_steps: int
     decay_steps: int
 
+    @property
+    def stable_steps(self) -> int:
+        """Steps before a ``wsd`` schedule falls: they are the same for every longer training."""
+        return self.steps - self.decay_steps
+
     def schedule(self, step: int, kind: str) -> float:
         """Factor of the learning rate in step `step` (from 0): 0 to 1, linear at both ends (``wsd``) or a half cosine
         after the warm-up."""

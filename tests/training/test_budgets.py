@@ -1,0 +1,86 @@
+"""Budgets that share a stable part: each result is that of a training of its own, for fewer steps."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from moe_optuna.architecture import MoEArchitecture
+from moe_optuna.errors import InputError
+from moe_optuna.training import Recipe, TrainingResult, train, train_budgets
+from moe_optuna.training.model import MoELanguageModel
+
+Build = Callable[..., MoEArchitecture]
+BUDGETS = (1280, 320, 640)  # 20, 5 and 10 steps
+WARMUP_STEPS = 1
+
+
+def recipe(folder: Path, **changes: Any) -> Recipe:
+    """Batch and rate are stated: the rule sets them by the budget, and here they must be common."""
+    common: dict[str, Any] = {"batch_tokens": 64, "learning_rate": 3e-3, "reports": 3, "report_windows": 4,
+                              "final_windows": 8, "warmup": WARMUP_STEPS / 5}  # fmt: skip
+    return Recipe(data=str(folder), **(common | changes))
+
+
+def shared(a: MoEArchitecture, folder: Path, **how: Any) -> list[TrainingResult]:
+    return train_budgets(a, compute=1e8, tokens=BUDGETS, recipe=recipe(folder), device="cpu", threads=1, **how)
+
+
+def alone(a: MoEArchitecture, folder: Path, tokens: int) -> TrainingResult:
+    own = recipe(folder, warmup=WARMUP_STEPS / (tokens // 64))
+    return train(a, compute=1e8, tokens=tokens, recipe=own, device="cpu", threads=1)
+
+
+def test_each_is_a_training_of_its_own(architecture: Build, folder: Path) -> None:
+    """To the last bit, loss and what of the curve lies behind the shared part."""
+    a = architecture(n_moe_layers=2)
+    for tokens, result in zip(BUDGETS, shared(a, folder), strict=True):
+        own = alone(a, folder, tokens)
+        assert (result.loss, result.tokens, result.steps) == (own.loss, own.tokens, own.steps)
+        assert result.curve == own.curve[-len(result.curve) :]
+
+
+def test_the_stable_part_is_trained_once(architecture: Build, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """20 steps of the largest, and of the others the 4 and 2 in which the rate falls."""
+    sequences = []
+    own = MoELanguageModel.loss
+
+    def loss(self: MoELanguageModel, token_BS: torch.Tensor, target_BS: torch.Tensor) -> Any:
+        if self.training:
+            sequences.append(len(token_BS))
+        return own(self, token_BS, target_BS)
+
+    monkeypatch.setattr(MoELanguageModel, "loss", loss)
+    shared(architecture(), folder)
+    assert len(sequences) == 20 + 4 + 2
+
+
+def test_an_interrupted_one_goes_on(architecture: Build, folder: Path, tmp_path: Path) -> None:
+    a, whole = architecture(), shared(architecture(), folder)
+    for stop in (2, 5, 4):
+        left = iter([False] * stop + [True])
+        part = shared(a, folder, checkpoint=tmp_path / "state", interrupted=lambda left=left: next(left))
+        assert [result.stopped for result in part].count(True) == 1
+    found = shared(a, folder, checkpoint=tmp_path / "state")
+    assert [result.loss for result in found] == [result.loss for result in whole]
+
+
+@pytest.mark.parametrize(
+    ("tokens", "changes", "where"),
+    [((640,), {"schedule": "cosine"}, "schedule"), ((), {}, "tokens"), ((0, 640), {}, "tokens")],
+)
+def test_what_cannot_be_shared_is_refused(
+    architecture: Build, folder: Path, tokens: tuple[int, ...], changes: dict[str, Any], where: str
+) -> None:
+    with pytest.raises(InputError, match=where):
+        train_budgets(architecture(), compute=1e8, tokens=tokens, recipe=recipe(folder, **changes))
+
+
+def test_another_stable_part_is_refused(architecture: Build, folder: Path, tmp_path: Path) -> None:
+    shared(architecture(), folder, checkpoint=tmp_path)
+    for file in tmp_path.glob("*-steps/*"):
+        file.unlink()
+    with pytest.raises(InputError, match="differs in seed"):
+        shared(architecture(), folder, checkpoint=tmp_path, seed=1)
