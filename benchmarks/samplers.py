@@ -67,7 +67,7 @@ OUTSIDE: dict[str, tuple[str, Callable[[Phase, int], BaseSampler]]] = {
 """Peers that are no part of Optuna, by name: the package, and how one is made."""
 TRIALS = 40
 SHORTER = {"GP": 25, "Ax": 25, "SMAC3": 25}  # trainings of a slow sampler; to stay right only so long is easier
-FIRST, NEXT = 12, 6  # trainings of a ladder at its smallest budget, and at each further one below the largest
+FIRST, FEWEST = 12, 3  # trainings of a ladder at its smallest budget; from one to the next half as many, at least so
 ENOUGH = 10  # seeds from which a peer's median is compared with
 OURS = ("triad", "ladder", "TPE+")
 Steps = list[tuple[int, float]]
@@ -174,7 +174,7 @@ def warm(space: str, found: Search) -> Search:
     parents: list[optuna.Study] = []
     for step, at in enumerate(phases(space)):
         last = at is phase
-        runs = found.trainings if last else min(NEXT if step else FIRST, len(at.lattice))
+        runs = found.trainings if last else min(rung(step), len(at.lattice))
         sampler = TriadSampler(at, parents=tuple(parents), seed=found.seed)
         study = optuna.create_study(sampler=sampler)
         study.set_user_attr("compute", at.compute)
@@ -184,6 +184,11 @@ def warm(space: str, found: Search) -> Search:
         found.below += (below.asked - below.infeasible) * at.compute / phase.compute
         parents.append(study)
     raise AssertionError
+
+
+def rung(step: int) -> int:
+    """Trainings at a ladder's budgets below the largest, from the smallest (0) on: a law is cheap to learn there."""
+    return max(FEWEST, FIRST >> step)
 
 
 @lru_cache
@@ -212,6 +217,8 @@ def keys(space: str, family: str, seed: int, sampler: str) -> str:
     parts = [np.append(problem.true_losses(phase) * (1 + problem.failing(phase)), problem.noise) for phase in used]
     # Rounded, so that the last bit of another machine's logarithm does not make a new problem of it.
     text = ";".join(",".join(f"{value:.9g}" for value in part) for part in parts)
+    if sampler == "ladder":
+        text += f";{[rung(step) for step in range(len(used) - 1)]}"
     package = OUTSIDE[sampler][0] if sampler in OUTSIDE else "optuna"
     return f"{zlib.crc32(text.encode()):08x} " + (ours() if sampler in OURS else f"{package} {version(package)}")
 
