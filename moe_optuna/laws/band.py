@@ -102,7 +102,7 @@ def growth(compute: ArrayLike, extents: ArrayLike) -> Growth:
 
     Args:
         compute: Budgets (b,), at least two different ones.
-        extents: Positive extents by draw, (s, b): high / low - 1 for the relative, high - low for the absolute
+        extents: Positive extents by draw, (s, b): log(high / low) for the relative, high - low for the absolute
             growth.
     """
     h = np.log(np.asarray(compute, float))

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from optuna.samplers import BaseSampler
+    from optuna.storages import BaseStorage
     from optuna.study import Study
     from optuna.trial import FrozenTrial
 
@@ -33,9 +34,9 @@ def study_user_attrs(study: Study) -> Mapping[str, Any]:
     return study._storage.get_study_user_attrs(study._study_id)
 
 
-def study_key(study: Study) -> tuple[int, int]:
-    """What tells one study from another in this process."""
-    return id(study._storage), study._study_id
+def study_key(study: Study) -> tuple[BaseStorage, int]:
+    """What tells one study from another: its storage, and its number there."""
+    return study._storage, study._study_id
 
 
 def claim(study: Study, trial: FrozenTrial, index: int) -> None:

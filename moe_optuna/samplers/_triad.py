@@ -7,11 +7,13 @@ import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 from numpy.typing import NDArray
 from optuna.distributions import BaseDistribution
 from optuna.samplers import BaseSampler, RandomSampler
+from optuna.storages import BaseStorage
 from optuna.study import StudyDirection
 from optuna.trial import TrialState
 
@@ -37,6 +39,8 @@ _logger = logging.getLogger("optuna.moe_optuna")
 _NEAR = 128  # lattice points whose fixed coordinates are nearest, tried where a float coordinate is fixed
 
 Indices = NDArray[np.intp]
+Histories = WeakKeyDictionary[BaseStorage, dict[int, History]]
+"""What has been read of a study, by its number in its storage; an id would come back with another study."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,15 +114,15 @@ class TriadSampler(BaseSampler):
         self._independent_sampler = independent_sampler or RandomSampler(seed=seed)
         self._entropy: int | None = seed
         self._belief: Belief | None = None
-        self._histories: dict[tuple[int, int], History] = {}
+        self._histories: Histories = WeakKeyDictionary()
         self._lock = threading.RLock()
 
     def __getstate__(self) -> dict[str, Any]:
         # What has been read and learned can be read and learned again; locks do not travel.
-        return self.__dict__ | {"_belief": None, "_histories": {}, "_lock": None}
+        return self.__dict__ | {"_belief": None, "_histories": None, "_lock": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state, _lock=threading.RLock())
+        self.__dict__.update(state, _histories=WeakKeyDictionary(), _lock=threading.RLock())
 
     def reseed_rng(self) -> None:
         """Reseed the independent sampler; threads of one study see each other's proposals and need no other seed."""
@@ -280,7 +284,8 @@ class TriadSampler(BaseSampler):
     # ---- reading and learning
 
     def _read(self, study: Study) -> History:
-        history = self._histories.setdefault(_compat.study_key(study), History(self._locate))
+        storage, number = _compat.study_key(study)
+        history = self._histories.setdefault(storage, {}).setdefault(number, History(self._locate))
         history.read(_compat.all_trials(study))
         return history
 

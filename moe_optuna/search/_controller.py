@@ -160,6 +160,9 @@ class Controller:
             trial = work.study.ask()
             with together(work.study._storage), contextlib.suppress(optuna.TrialPruned):
                 self.leases.take(work.study, trial._trial_id)
+                if (other := work.enqueued_before(trial)) is not None:  # by another controller, at the same moment
+                    trial.set_user_attr("infeasible", f"a repeat with the seed of trial {other}")
+                    raise optuna.TrialPruned
                 architecture = work.phase.suggest(trial)
                 if architecture not in self._failed:
                     return work.run(trial, architecture)

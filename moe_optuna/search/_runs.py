@@ -26,7 +26,7 @@ _COUNTS = ("flops_per_token", "active_params", "total_params")
 COLUMNS = (
     "study", "trial", "state", "phase", "compute", "tokens", "loss", "bits_per_byte", "seconds", "seed", *DIMENSIONS,
     *_COUNTS, *(f"full_{name}" for name in _COUNTS), "compute_density", "expansion_ratio", "width",
-    *(f"triad_{name}" for name in _COUNTS),
+    *(f"triad_{name}" for name in _COUNTS), "reason",
 )  # fmt: skip
 _STATES = {TrialState.COMPLETE: "complete", TrialState.PRUNED: "pruned", TrialState.FAIL: "failed"}
 
@@ -65,11 +65,12 @@ class Runs:
         return {state: states.count(state) for state in _STATES.values()}
 
     def columns(self, *, states: tuple[str, ...] = ("complete", "pruned")) -> dict[str, np.ndarray]:
-        """The rows as one array a column: strings for ``study`` and ``state``, float64 otherwise, nan where empty."""
+        """The rows as one array a column: strings for ``study``, ``state`` and ``reason``, else float64 with nan where
+        empty."""
         rows = [row for row in self.rows if row["state"] in states]
         return {
             name: np.array([row[name] for row in rows])
-            if name in ("study", "state")
+            if name in ("study", "state", "reason")
             else np.array([np.nan if row[name] == "" else float(row[name]) for row in rows])
             for name in COLUMNS
         }
@@ -107,6 +108,7 @@ def _row(study: Study, phase: Phase, trial: FrozenTrial) -> dict[str, Any]:
         "compute_density": architecture.compute_density,
         "expansion_ratio": architecture.expansion_ratio,
         "width": float(coordinates["width"]) if "width" in coordinates else "",
+        "reason": attributes.get("reason", ""),
     }
     row |= {name: getattr(architecture, name) for name in DIMENSIONS}
     for name in _COUNTS:

@@ -58,6 +58,15 @@ class Work:
         }
         return Run(trial, task, architecture, set(self.frozen(trial).intermediate_values))
 
+    def enqueued_before(self, trial: Trial) -> int | None:
+        """The number of an earlier trial that was enqueued with the same seed, ``None`` without one."""
+        if not _is_enqueued(mine := self.frozen(trial)) or (seed := mine.user_attrs.get("seed")) is None:
+            return None
+        for other in self.study.get_trials(deepcopy=False)[: mine.number]:
+            if _is_enqueued(other) and other.user_attrs.get("seed") == seed:
+                return other.number
+        return None
+
     def frozen(self, trial: Trial) -> FrozenTrial:
         """The trial as the storage has it."""
         return self.study._storage.get_trial(trial._trial_id)
@@ -133,6 +142,10 @@ class Tally:
             waiting=states.count(TrialState.WAITING),
             best=min(losses, default=None),
         )
+
+
+def _is_enqueued(trial: FrozenTrial) -> bool:
+    return "fixed_params" in trial.system_attrs
 
 
 def trained(trial: FrozenTrial) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -53,7 +52,7 @@ class LightningObjective:
 
         def report(point: Report) -> bool:
             trial.report(point.loss, point.index)
-            return math.isfinite(point.loss) and not trial.should_prune()
+            return not trial.should_prune()
 
         result = train(
             architecture,

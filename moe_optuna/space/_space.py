@@ -144,6 +144,8 @@ class SearchSpace(Frozen):
     def _consistent(self) -> SearchSpace:
         if list(self.budgets) != sorted(set(self.budgets)):
             raise ValueError(f"budgets: {list(self.budgets)}, expected ascending")
+        if len({f"{compute:.3g}" for compute in self.budgets}) < len(self.budgets):  # studies are called after them
+            raise ValueError(f"budgets: {list(self.budgets)}, expected to differ in their first three digits")
         if self.target < 10 * self.budgets[-1]:
             raise ValueError(f"target: {self.target:g}, expected at least 10 times the largest budget")
         if [step.compute for step in self.scale] != sorted({step.compute for step in self.scale}):
@@ -303,8 +305,8 @@ class SearchSpace(Frozen):
         """Compute density and expansion ratio at the proxy width, for an M or the allocation law's."""
         from moe_optuna.space._phase import phase_one
 
-        law = self.allocation(compute).flops_per_token
-        return phase_one(self, compute, law if flops_per_token is None else flops_per_token)
+        budget = self.allocation(compute) if flops_per_token is None else Budget(compute, flops_per_token)
+        return phase_one(self, compute, budget.flops_per_token)
 
     def phase_two(self, triad: Triad, *, compute: float | None = None) -> Phase:
         """Width and the other freed dimensions with the triad locked, at a compute or that whose M the triad has."""

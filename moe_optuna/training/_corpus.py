@@ -72,7 +72,8 @@ class Corpus:
         Raises:
             InputError: Where the text or the vocabulary is not there, cannot be read or is too short.
         """
-        return _prepare(recipe.data, recipe.vocabulary, recipe.token_dtype, recipe.held_out, str(cache_folder()))
+        stamp = _stamp(recipe.data)
+        return _prepare(recipe.data, recipe.vocabulary, recipe.token_dtype, recipe.held_out, str(cache_folder()), stamp)
 
     def windows(self, context_length: int) -> int:
         """Training windows of `context_length` tokens and the token after them."""
@@ -121,11 +122,25 @@ class Corpus:
         )
 
 
+def _stamp(data: str) -> tuple[tuple[int, int], ...]:
+    """Size and time of the tokenised files that are mapped where they lie, so that another content is read anew; text
+    has been copied."""
+    files = _tokenised(Path(data))
+    return tuple((stat.st_size, stat.st_mtime_ns) for stat in (file.stat() for file in files if file.is_file()))
+
+
+def _tokenised(path: Path) -> list[Path]:
+    """The files of `data` that hold token ids; none where it is text."""
+    if path.suffix == ".bin":
+        return [path]
+    return [path / "train.bin", path / "val.bin"] if (path / "train.bin").is_file() else []
+
+
 @lru_cache(maxsize=8)
-def _prepare(data: str, vocabulary_name: str, token_dtype: str, held_out: float, cache: str) -> Corpus:
+def _prepare(data: str, vocabulary_name: str, token_dtype: str, held_out: float, cache: str, stamp: object) -> Corpus:
     vocabulary = load_vocabulary(vocabulary_name)
-    if data.endswith(".bin") or (Path(data) / "train.bin").is_file():
-        return _from_bin(Path(data), vocabulary, token_dtype, held_out)
+    if files := _tokenised(Path(data)):
+        return _from_bin(Path(data), files, vocabulary, token_dtype, held_out)
     root, files = source_files(data)
     folder = Path(cache) / "corpora" / _key(data, root, files, vocabulary, held_out)
     if not (folder / "corpus.json").is_file():
@@ -192,7 +207,7 @@ def _read(folder: Path, vocabulary: Vocabulary) -> Corpus:
     return Corpus(train, held_out, vocabulary.size, vocabulary.token_bytes, vocabulary.end, origin)
 
 
-def _from_bin(path: Path, vocabulary: Vocabulary, token_dtype: str, share: float) -> Corpus:
+def _from_bin(path: Path, files: list[Path], vocabulary: Vocabulary, token_dtype: str, share: float) -> Corpus:
     """A tokenised memory map as it is: ``train.bin`` and ``val.bin`` of a folder, or one file whose end is held out.
 
     Bits per byte and ends of documents need a vocabulary; without one (``bytes`` and ids above 255) they are unknown.
@@ -200,7 +215,6 @@ def _from_bin(path: Path, vocabulary: Vocabulary, token_dtype: str, share: float
     if not path.exists():
         raise InputError(f"{str(path)!r}, expected an existing file", where="data")
     width = np.dtype(token_dtype).itemsize
-    files = [path] if path.is_file() else [path / "train.bin", path / "val.bin"]
     for file in files:
         if not file.is_file():
             raise InputError("missing", where=file)

@@ -31,7 +31,7 @@ class TrainingResult:
 
     Attributes:
         loss: Held-out loss [nats per token]; of the last report where the training was stopped.
-        bits_per_byte: The same per byte of text, or ``None`` where the text behind the tokens is unknown.
+        bits_per_byte: The same per byte of the text that it was taken on, or ``None`` where that is unknown.
         tokens, steps: What was trained.
         seconds: Wall-clock time.
         stopped: Whether the report's receiver stopped it before the end.

@@ -7,7 +7,6 @@ from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 from moe_optuna.architecture import MoEArchitecture
 from moe_optuna.errors import InputError
@@ -28,7 +27,9 @@ def train_budgets(
     seed: int = 0,
     interrupted: Callable[[], bool] | None = None,
     checkpoint: Path | None = None,
-    **placement: Any,
+    threads: int | None = None,
+    device: str = "auto",
+    devices: int = 1,
 ) -> list[TrainingResult]:
     """Train an architecture to several token budgets, whose trainings share one stable part.
 
@@ -43,21 +44,31 @@ def train_budgets(
         recipe: What all trainings share; its schedule must be ``wsd``.
         seed, interrupted: As for `train`; once interrupted, what has ended is returned and the same call goes on, if
             there is a `checkpoint`.
-        checkpoint: Folder for the states; a temporary one by default.
-        placement: `threads`, `device` and `devices` of `train`.
+        checkpoint: Folder for the states, which all devices see; a temporary one by default.
+        threads, device, devices: As for `train`.
 
     Returns:
-        One result a budget, in the order of `tokens`. Curves begin where a training leaves the shared part.
+        One result a budget, in the order of `tokens`. Curves and `seconds` begin where a training leaves the part that
+        it shares with a smaller budget.
 
     Raises:
-        InputError: Where the schedule has no stable part, or that of the smallest budget is over before it begins.
+        InputError: Where the schedule is not ``wsd``, or the smallest budget's rate falls before it has risen.
         TrainingFailure: Where a loss is no longer finite.
     """
     if recipe.schedule != "wsd":
         raise InputError(f"{recipe.schedule!r}, expected wsd, which has a stable part to share", where="schedule")
     if not tokens or min(tokens) < 1:
         raise InputError(f"{list(tokens)}, expected at least one budget above 0", where="tokens")
-    plans = _plans(architecture, compute, tokens, recipe, placement.get("devices", 1))
+    if devices > 1 and checkpoint is None:
+        raise InputError("none, expected a folder that all devices see", where="checkpoint")
+    plans = _plans(architecture, compute, tokens, recipe, devices)
+    least = plans[min(tokens)]
+    if least.stable_steps < least.warmup_steps:
+        raise InputError(
+            f"{min(tokens)} are {least.steps} steps, {least.warmup_steps} of warm-up and {least.decay_steps} of decay; "
+            "expected more",
+            where="tokens",
+        )
     results: dict[int, TrainingResult] = {}
     with ExitStack() as stack:
         folder = checkpoint or Path(stack.enter_context(TemporaryDirectory()))
@@ -72,7 +83,9 @@ def train_budgets(
                 interrupted=interrupted,
                 checkpoint=state,
                 stem=stem,
-                **placement,
+                threads=threads,
+                device=device,
+                devices=devices,
             )
             if results[budget].stopped:
                 break

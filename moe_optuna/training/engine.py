@@ -57,8 +57,8 @@ def train(
         recipe: What all trials share.
         seed: Of initialisation and, unless the recipe has a `data_seed`, of the data's order.
         report: Called at each point of the grid, on the first process only; returns ``False`` to stop.
-        interrupted: Asked after every optimizer step, with several devices only at reports; where it is true the
-            state is saved and the training stops, to be resumed.
+        interrupted: Asked after every optimizer step but the last, with several devices only at reports; where it is
+            true the state is saved and the training stops, to be resumed.
         checkpoint: Folder that the state is written to at each report, and resumed from where it holds one.
         threads: CPU threads; ``None`` leaves torch's number.
         device: ``"auto"``, ``"cpu"`` or ``"cuda"``.
@@ -168,7 +168,7 @@ class _Grid(pl.Callback):
         self.interrupted = interrupted
         self.file = checkpoint / _FILE if checkpoint is not None else None
         self.curve: list[tuple[float, float]] = []
-        self.stopped = False
+        self.stopped = self.agreed_only = False
         self.failure: TrainingFailure | None = None
         self.evaluation_seconds = 0.0
 
@@ -201,6 +201,8 @@ class _Grid(pl.Callback):
         go_on = True
         if self.report is not None and trainer.is_global_zero:
             go_on = self.report(Report(index, index / reports, tokens, loss))
+        if go_on and not final and self.interrupted is not None and trainer.is_global_zero:
+            go_on = not self.interrupted()
         if not trainer.strategy.broadcast(go_on):
             self.stopped = not final
             trainer.should_stop = True
@@ -208,14 +210,12 @@ class _Grid(pl.Callback):
             self.save(module, self.file, self.identity, self.curve)
 
     def on_train_start(self, trainer: pl.Trainer, module: LanguageModelling) -> None:  # type: ignore[override]
-        if trainer.world_size > 1:  # all devices must agree, which they do at reports
-            self.interrupted = None
-        if self.interrupted is not None:
-            module.interrupted = self.ask
+        self.agreed_only = trainer.world_size > 1  # all devices must agree, which they do at reports
+        module.interrupted = None if self.agreed_only else self.ask
 
     def ask(self, step: int) -> bool:
-        """Whether the training is to stop here; what is asked once is not asked again."""
-        self.stopped = self.interrupted is not None and self.interrupted()
+        """Whether the training is to stop between reports; what is asked once is not asked again."""
+        self.stopped = not self.agreed_only and self.interrupted is not None and self.interrupted()
         return self.stopped
 
     def diagnostics(self, module: LanguageModelling) -> dict[str, float]:
@@ -263,10 +263,11 @@ class _Grid(pl.Callback):
         if self.failure is not None:
             raise self.failure
         loss = self.curve[-1][1] if self.curve else math.nan
-        windows = self.data.held_out.numpy()
+        whole = module.step == module.hyper.steps
+        windows = self.data.held_out if whole else self.data.report_windows(module.recipe.report_windows)
         return TrainingResult(
             loss=loss,
-            bits_per_byte=self.data.corpus.bits_per_byte(loss, windows),
+            bits_per_byte=self.data.corpus.bits_per_byte(loss, windows.numpy()),
             tokens=module.step * module.hyper.sequences * self.data.context_length,
             steps=module.step,
             seconds=time.perf_counter() - self.begin,

@@ -20,6 +20,7 @@ import math
 from dataclasses import dataclass
 
 from moe_optuna.architecture import MoEArchitecture
+from moe_optuna.errors import InputError
 from moe_optuna.training._recipe import Recipe
 
 __all__ = ["REFERENCE_FAN_IN", "Hyperparameters", "hyperparameters", "rate_factor"]
@@ -74,7 +75,14 @@ def hyperparameters(
         tokens: D, the token budget.
         recipe: Overrides, and the schedule's shares.
         multiple: The batch is a multiple of so many sequences (the devices of a trial).
+
+    Raises:
+        InputError: Where compute or tokens are not positive.
     """
+    if not (math.isfinite(compute) and compute > 0):
+        raise InputError(f"{compute!r}, expected a positive finite number", where="compute")
+    if tokens < 1:
+        raise InputError(f"{tokens!r}, expected at least 1", where="tokens")
     context = architecture.context_length
     batch = 256 * (compute / _ANCHOR) ** 0.3644
     sequences = max(1, round((recipe.batch_tokens or batch) / context / multiple)) * multiple

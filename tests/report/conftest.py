@@ -13,6 +13,7 @@ from threadpoolctl import threadpool_limits
 from moe_optuna.architecture import DIMENSIONS, MoEArchitecture
 from moe_optuna.laws import fit_ladder
 from moe_optuna.search import plan
+from moe_optuna.search._runs import COLUMNS
 from moe_optuna.space import SearchSpace
 
 SPACE = """
@@ -150,7 +151,7 @@ def planted_rows(space: SearchSpace, seed: int = 0) -> list[dict]:
 
 def write_rows(path: Path, rows: list[dict]) -> None:
     with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, rows[0], lineterminator="\n")
+        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")  # a search's own
         writer.writeheader()
         writer.writerows(rows)
 

@@ -17,7 +17,7 @@ from optuna.trial import TrialState
 
 from moe_optuna import problems
 from moe_optuna.errors import InputError
-from moe_optuna.samplers import TriadSampler
+from moe_optuna.samplers import TriadSampler, _compat
 from moe_optuna.space import Phase, SearchSpace
 
 Objective = Callable[[optuna.Trial], float]
@@ -102,6 +102,19 @@ def test_two_processes_that_choose_at_once(phase: Phase) -> None:
         list(pool.map(lambda study: study.optimize(smooth(phase), n_trials=12), studies))
     assert len(studies[0].trials) == 24
     assert_sound(studies[0], phase)
+
+
+def test_one_study_after_another(phase: Phase, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A sampler that has seen a study knows nothing of it in the next, even where that stands at the same address."""
+    monkeypatch.setattr(_compat, "id", lambda thing: 0, raising=False)
+    used = TriadSampler(phase, seed=0)
+    for sampler in (used, TriadSampler(phase, seed=0)):
+        study = optuna.create_study(sampler=sampler)
+        study.optimize(smooth(phase), n_trials=8)
+        assert_sound(study, phase)
+    again = optuna.create_study(sampler=used)
+    again.optimize(smooth(phase), n_trials=8)
+    assert [trial.params for trial in again.trials] == [trial.params for trial in study.trials]
 
 
 def test_reload_continues_as_if_uninterrupted(phase: Phase, tmp_path) -> None:  # type: ignore[no-untyped-def]

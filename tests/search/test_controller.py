@@ -76,6 +76,18 @@ def test_an_enqueued_trial_keeps_its_seed(tmp_path):
     assert study.trials[0].value != study.trials[1].value
 
 
+def test_what_two_controllers_enqueued_at_the_same_moment_is_trained_once(tmp_path):
+    """The same repeats, with the same seeds: the losses would be equal, and their noise none."""
+    study = open_study(tmp_path)
+    for seed in (1, 2, 1, 2):
+        study.enqueue_trial({"index": 7}, user_attrs={"seed": seed})
+    study = run(tmp_path, trials=3)
+    complete = [trial for trial in study.trials if trial.state == TrialState.COMPLETE]
+    assert [trial.user_attrs["seed"] for trial in complete] == [1, 2, 0]
+    assert [trial.state for trial in study.trials[2:4]] == [TrialState.PRUNED] * 2
+    assert study.trials[2].user_attrs["infeasible"] == "a repeat with the seed of trial 0"
+
+
 def test_a_killed_worker_costs_one_attempt_and_the_trial_resumes(tmp_path):
     log = tmp_path / "log"
     study = run(tmp_path, trials=6, recipe={"once": str(tmp_path / "once"), "log": str(log)})

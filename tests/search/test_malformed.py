@@ -143,6 +143,7 @@ TABLES = [
     ("reports = 4", "reports = 0", "reports"),
     ("reports = 4", "reports = 4.5", "reports"),
     ("reports = 4", "reprots = 4", "did you mean 'reports'"),
+    ("reports = 4", 'strategy = "dpp"', "did you mean 'ddp'"),
     ("reports = 4", 'schedule = "wsx"', "did you mean 'wsd'"),
     ("reports = 4", "learning_rate = -1.0", "learning_rate"),
     ("reports = 4", "learning_rate = nan", "learning_rate"),

@@ -67,9 +67,19 @@ def test_an_interrupted_one_goes_on(architecture: Build, folder: Path, tmp_path:
     assert [result.loss for result in found] == [result.loss for result in whole]
 
 
+def test_devices_need_a_common_folder(architecture: Build, folder: Path) -> None:
+    with pytest.raises(InputError, match="checkpoint"):
+        shared(architecture(), folder, devices=2)
+
+
 @pytest.mark.parametrize(
     ("tokens", "changes", "where"),
-    [((640,), {"schedule": "cosine"}, "schedule"), ((), {}, "tokens"), ((0, 640), {}, "tokens")],
+    [
+        ((640,), {"schedule": "cosine"}, "schedule"),
+        ((), {}, "tokens"),
+        ((0, 640), {}, "tokens"),
+        ((64, 640), {"decay": 0.8}, "tokens"),
+    ],
 )
 def test_what_cannot_be_shared_is_refused(
     architecture: Build, folder: Path, tokens: tuple[int, ...], changes: dict[str, Any], where: str

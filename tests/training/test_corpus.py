@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -90,6 +91,18 @@ def test_memory_maps_are_taken_as_they_are(tmp_path: Path, dtype: str) -> None:
     both = prepare(Recipe(data=str(tmp_path), token_dtype=dtype))
     assert np.array_equal(both.train, tokens[100:])
     assert np.array_equal(both.held_out, tokens[:100])
+
+
+def test_a_memory_map_that_changes_in_place_is_another_text(tmp_path: Path) -> None:
+    file, recipe = tmp_path / "x.bin", Recipe(data=str(tmp_path / "x.bin"))
+    np.arange(4000, dtype=np.uint16).tofile(file)
+    before = prepare(recipe).origin["content"]
+    with file.open("r+b") as opened:
+        opened.write(np.full(2000, 7, np.uint16).tobytes())
+    os.utime(file, ns=(0, file.stat().st_mtime_ns + 1))  # a clock may be coarser than this test is fast
+    after = prepare(recipe)
+    assert after.origin["content"] != before
+    assert int(after.train[0]) == 7
 
 
 def test_datasets_on_disk(tmp_path: Path) -> None:

@@ -1,11 +1,13 @@
 """The rule against the laws that it names, and the schedule against its definition."""
 
+import math
 from collections.abc import Callable
 
 import numpy as np
 import pytest
 
 from moe_optuna.architecture import MoEArchitecture
+from moe_optuna.errors import InputError
 from moe_optuna.training import Recipe
 from moe_optuna.training.model import MoELanguageModel
 from moe_optuna.training.parameters import parameter_groups
@@ -74,3 +76,11 @@ def test_schedules() -> None:
     np.testing.assert_allclose(wave[1:] + wave[:0:-1], 1)  # a half wave is odd about its middle
     assert wave[0] == 1
     assert 0 < wave[-1] < 1e-3
+
+
+@pytest.mark.parametrize(
+    ("compute", "tokens", "where"), [(-1e8, 640, "compute"), (math.nan, 640, "compute"), (1e8, 0, "tokens")]
+)
+def test_a_budget_that_is_none_is_refused(architecture: Build, compute: float, tokens: int, where: str) -> None:
+    with pytest.raises(InputError, match=f"{where}: .*expected"):
+        hyperparameters(architecture(), compute=compute, tokens=tokens, recipe=Recipe())

@@ -52,6 +52,14 @@ def test_a_resumed_training_is_an_uninterrupted_one(
     assert {**resumed.diagnostics, "evaluation_seconds": 0} == {**result.diagnostics, "evaluation_seconds": 0}
 
 
+def test_an_interruption_is_heard_where_every_step_reports(architecture: Build, folder: Path, tmp_path: Path) -> None:
+    many = {"reports": 20}
+    whole = trained(architecture(), folder, changes=many)
+    part = trained(architecture(), folder, changes=many, interrupted=lambda: True, checkpoint=tmp_path / "state")
+    assert (part.stopped, part.steps) == (True, 1)
+    assert trained(architecture(), folder, changes=many, checkpoint=tmp_path / "state").curve == whole.curve
+
+
 @pytest.fixture
 def seen(monkeypatch: pytest.MonkeyPatch) -> dict[bool, list[np.ndarray]]:
     """The windows that models see, in training (``True``) and in evaluation."""
