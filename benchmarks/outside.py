@@ -1,24 +1,26 @@
-"""Ax and SMAC3 as Optuna samplers, so that they search the reduced space on the terms of Optuna's own.
+"""Ax, SMAC3 and NePS as Optuna samplers, so that they search the reduced space on the terms of Optuna's own.
 
 Each suggests the phase's axes and hears the losses; what it suggests is taken to the nearest architecture by
-`phase.suggest`, as under every sampler. Both run on their defaults for continuous axes: Ax's `Client`, SMAC3's
-`BlackBoxFacade`. They are imported when made: neither need be installed.
+`phase.suggest`, as under every sampler. All run on their defaults for continuous axes: Ax's `Client`, SMAC3's
+`BlackBoxFacade`, NePS' `bayesian_optimization`. They are imported when made: none need be installed.
 """
 
 from __future__ import annotations
 
 import logging
+import random
 import tempfile
 from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 from optuna.distributions import BaseDistribution, FloatDistribution
 from optuna.samplers import BaseSampler, RandomSampler
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
-__all__ = ["AxSampler", "SmacSampler"]
+__all__ = ["AxSampler", "NepsSampler", "SmacSampler"]
 
 Space = dict[str, BaseDistribution]
 
@@ -120,6 +122,30 @@ class SmacSampler(_Outside):
         from smac.runhistory.dataclasses import TrialValue
 
         self._smac.tell(handle, TrialValue(cost=self._worst if loss is None else loss))
+
+
+class NepsSampler(_Outside):
+    """NePS' `bayesian_optimization`: first points, then a Gaussian process by BoTorch; uses the global states."""
+
+    def __init__(self, space: Space, seed: int) -> None:
+        super().__init__(space)
+        import neps
+        import torch
+
+        torch.manual_seed(seed)
+        np.random.seed(seed)
+        random.seed(seed)
+        axes = {name: neps.Float(axis.low, axis.high, log=axis.log) for name, axis in _floats(space)}
+        self._neps = neps.AskAndTell(
+            neps.algorithms.bayesian_optimization(type("Reduced", (neps.PipelineSpace,), axes)())
+        )
+
+    def _ask(self) -> tuple[Any, dict[str, float]]:
+        handle = self._neps.ask()
+        return handle, dict(handle.config)
+
+    def _tell(self, handle: Any, loss: float | None) -> None:
+        self._neps.tell(handle, RuntimeError("no loss") if loss is None else loss)
 
 
 def _floats(space: Space) -> list[tuple[str, FloatDistribution]]:

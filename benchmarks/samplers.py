@@ -7,8 +7,8 @@
 
 A search is right from the training on after which what it recommends is, and stays, within 0.1 % of the least
 noise-free loss on the lattice; one that is not right by its last training counts as right one training later.
-A peer recommends its best trial; Ax and SMAC3 run where they are named and installed. `TPE+` are TPE's trials with our
-surrogate's recommendation.
+A peer recommends its best trial; Ax, SMAC3 and NePS run where they are named and installed. `TPE+` are TPE's trials
+with our surrogate's recommendation.
 
 `cold` and `warm` keep every search in benchmarks/results/samplers-<space>.json and run only what is not there: a search
 belongs to a problem (the hash of its true losses) and to versions (Optuna's for a peer, the hash of our sources for
@@ -40,7 +40,7 @@ import numpy as np
 import optuna
 from optuna.samplers import BaseSampler, CmaEsSampler, GPSampler, QMCSampler, RandomSampler, TPESampler
 from optuna.trial import TrialState
-from outside import AxSampler, SmacSampler
+from outside import AxSampler, NepsSampler, SmacSampler
 from record import RESULTS, record
 
 import moe_optuna
@@ -63,10 +63,16 @@ PEERS: dict[str, Callable[[int], BaseSampler]] = {
 OUTSIDE: dict[str, tuple[str, Callable[[Phase, int], BaseSampler]]] = {
     "Ax": ("ax-platform", lambda phase, seed: AxSampler(phase.distributions, seed)),
     "SMAC3": ("smac", lambda phase, seed: SmacSampler(phase.distributions, seed, TRIALS)),
+    "NePS": ("neural-pipeline-search", lambda phase, seed: NepsSampler(phase.distributions, seed)),
 }
 """Peers that are no part of Optuna, by name: the package, and how one is made."""
 TRIALS = 40
-SHORTER = {"GP": 25, "Ax": 25, "SMAC3": 25}  # trainings of a slow sampler; to stay right only so long is easier
+SHORTER = {
+    "GP": 25,
+    "Ax": 25,
+    "SMAC3": 25,
+    "NePS": 25,
+}  # trainings of a slow sampler; to stay right only so long is easier
 FIRST, FEWEST = 12, 3  # trainings of a ladder at its smallest budget; from one to the next half as many, at least so
 ENOUGH = 10  # seeds from which a peer's median is compared with
 OURS = ("triad", "ladder", "TPE+")
