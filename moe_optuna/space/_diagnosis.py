@@ -73,11 +73,11 @@ class Diagnosis:
         """The rule whose smallest relaxation is the smallest of all; ``None`` where something meets the triad."""
         if self.count:
             return None
-        return str(self.relaxations[0]) if self.relaxations else f"no single rule: {self.reason}"
+        return str(self.relaxations[0]) if self.relaxations else "no single rule"
 
     def __str__(self) -> str:
         if self.count:
-            return f"{self.count} architectures meet the triad"
+            return f"{self.count} {'architecture meets' if self.count == 1 else 'architectures meet'} the triad"
         near = f"; nearest feasible: {_targets(self.nearest)}" if self.nearest else ""
         return f"no architecture meets {_targets(self.triad)}: {self.reason}; binding: {self.binding}{near}"
 
@@ -178,8 +178,7 @@ def _nearest(rules: Rules, triad: Triad) -> MoEArchitecture | None:
 
     def within(factor: float) -> Lattice:
         spread = np.exp(widths * factor)
-        low, high = np.ceil(targets / spread), np.floor(targets * spread)
-        return rules.lattice(Bands(low.astype(np.int64)[None], high.astype(np.int64)[None]))
+        return rules.lattice(Bands.between((targets / spread)[None], (targets * spread)[None]))
 
     factor = _smallest(lambda factor: bool(within(factor)), 0.5, math.log(1e4) / widths.min(), 1e-3)
     if factor is None:

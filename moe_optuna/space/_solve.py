@@ -32,6 +32,9 @@ _COMBINATION = ("n_heads", "n_kv_heads", "d_head", "n_experts", "top_k", "n_shar
 
 COUNTS = ("flops_per_token", "active_params", "total_params")
 
+_LARGEST = 1 << 60
+"""The largest count that a band holds, far above any model: 6 Na stays an int64."""
+
 
 def counts(columns: Mapping[str, Integers]) -> Columns:
     """M, Na and N in the `non_embedding` convention for columns of dimensions, (n,) each."""
@@ -64,11 +67,16 @@ class Bands:
             return np.asarray(np.abs(numbers / targets - 1) - width <= 1e-12)
 
         # Within one of the edge; then the comparison itself, in floats as `Triad.admits` makes it, decides.
-        low = np.ceil(targets * (1 - width - 1e-12)).astype(np.int64)
-        high = np.floor(targets * (1 + width + 1e-12)).astype(np.int64)
-        low = low - admits(low - 1) + ~admits(low)
-        high = high + admits(high + 1) - ~admits(high)
+        bands = cls.between(targets * (1 - width - 1e-12), targets * (1 + width + 1e-12))
+        low = bands.low - admits(bands.low - 1) + ~admits(bands.low)
+        high = bands.high + admits(bands.high + 1) - ~admits(bands.high)
         return cls(np.maximum(low, 1), high)
+
+    @classmethod
+    def between(cls, low: Floats, high: Floats) -> Bands:
+        """The integers from `low` to `high`, (n, 3) each; none above `_LARGEST`."""
+        first, last = np.minimum(np.ceil(low), _LARGEST + 1), np.minimum(np.floor(high), _LARGEST)
+        return cls(first.astype(np.int64), last.astype(np.int64))
 
     @classmethod
     def of(cls, triad: Triad) -> Bands:
@@ -234,7 +242,11 @@ class Problem:
         volume = np.minimum(volume, active_high / visited)
         rest_low: Floats = np.maximum(active_low - visited * volume, 0)
         rest_high: Floats = active_high - visited * least
-        first, last = self._d_model(rest_low, rest_high, (attention * layers).astype(np.float64), layers - moe)
+        linear = (attention * layers).astype(np.float64)
+        first, last = self._d_model(rest_low, rest_high, linear, layers - moe)
+        # Wide bands leave f nearly free: then Na at the widest experts is what d_model has to reach.
+        experts = float(limits.d_expert.high) * visited * moe
+        first = np.maximum(first, self._d_model(active_low, active_low, linear + experts, layers - moe)[0])
 
         # d_expert has bounds of its own: d_model = Q / (d_expert L_m). A relative 1e-9 covers the rounding of floats;
         # runs are exact in integers, so a step of d_model too many costs nothing.

@@ -1,5 +1,6 @@
 """Empty sets explained: each relaxation works and a smaller one does not; the nearest triad is the nearest."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -98,12 +99,35 @@ def test_nearest_triad_is_the_nearest(space: SearchSpace, triad: Triad) -> None:
     assert not nearer.any()
 
 
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize(
+    ("space", "flops"), [(SMALL, 1e12), (SearchSpace.load("holistic"), 9e14)], ids=["small", "holistic"]
+)
+def test_far_beyond_the_space_its_largest_is_the_nearest(space: SearchSpace, flops: float) -> None:
+    nearest, d = space.explain(space.triad(flops, 9.0, 3.0)).architecture, space.dimensions
+    assert nearest is not None
+    assert (nearest.d_model, nearest.d_expert) == (d.d_model.high, d.d_expert.high)
+    assert nearest.n_moe_layers == nearest.n_layers == d.n_layers.high
+    assert nearest.top_k == max(d.top_k)
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("flops", [1e15, 1e25, 1e150])
+def test_beyond_a_factor_of_ten_thousand_none_is_near_and_the_reason_stands_once(flops: float) -> None:
+    diagnosis = SMALL.explain(SMALL.triad(flops, 9.0, 3.0))
+    assert (diagnosis.nearest, diagnosis.relaxations) == (None, ())
+    assert diagnosis.reason is not None
+    assert str(diagnosis).count(diagnosis.reason) == 1
+
+
 def test_what_is_met_binds_nothing() -> None:
     diagnosis = SMALL.explain(SMALL.triad(M, 9.0, 3.0))
     assert diagnosis.count > 0
     assert diagnosis.binding is None
     assert diagnosis.relaxations == ()
     assert diagnosis.to_dict()["nearest"] is None
+    assert str(diagnosis) == f"{diagnosis.count} architectures meet the triad"
+    assert str(replace(diagnosis, count=1)) == "1 architecture meets the triad"
 
 
 def test_reasons_say_what_the_closed_form_says() -> None:
