@@ -90,16 +90,19 @@ def plan(compute: float, *, laws: LadderLaws | None = None, space: SearchSpace |
         intervals=intervals,
         source=laws.source,
         space=space.name,
-        notes=(*notes, *_outside(architecture, bands), *_reach(laws, compute)),
+        notes=(*_reach(laws, compute), *notes, *_outside(architecture, bands, met=triad is wanted)),
         held_out=laws.held_out,
     )
 
 
-def _outside(architecture: MoEArchitecture, bands: Mapping[str, tuple[Span, ...]]) -> list[str]:
-    """Where the architecture lies outside of a band: the lattice holds nothing better at its triad."""
+def _outside(architecture: MoEArchitecture, bands: Mapping[str, tuple[Span, ...]], *, met: bool) -> list[str]:
+    """Where the architecture lies outside of a band: the lattice holds nothing better at its triad, which is the laws'
+    or, not `met`, another."""
+    why = "the band goes with the triad of the laws, which the space does not have"
+    if met:
+        why = "the lattice has no architecture inside that meets the triad as well"
     return [
-        f"{axis} {value:.4g} lies outside its near-optimal band, {low:.4g} to {high:.4g}: "
-        "the lattice has no architecture inside that meets the triad as well"
+        f"{axis} {value:.4g} lies outside its near-optimal band, {low:.4g} to {high:.4g}: {why}"
         for axis, ((low, high), *_) in bands.items()
         if not low <= (value := getattr(architecture, axis)) <= high
     ]
@@ -123,8 +126,8 @@ def _candidates(
         if len(found["d_model"]):
             note = (
                 f"no architecture of the space has compute_density {wanted.compute_density:.4g} and expansion_ratio "
-                f"{wanted.expansion_ratio:.4g}; the nearest by predicted loss has {triad.compute_density:.4g} and "
-                f"{triad.expansion_ratio:.4g}"
+                f"{wanted.expansion_ratio:.4g}; that of the least predicted loss is held to "
+                f"{triad.compute_density:.4g} and {triad.expansion_ratio:.4g} within the tolerances"
             )
             return triad, found, [note]
     raise InputError(

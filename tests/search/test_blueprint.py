@@ -181,3 +181,16 @@ def test_what_lies_outside_of_its_band_is_said(high: int) -> None:
     inside = low <= made.architecture.d_model <= top
     assert inside == (high == 16384)
     assert inside == (not any("d_model" in note and "outside its near-optimal band" in note for note in made.notes))
+
+
+def test_far_below_the_ladder_the_notes_say_so_first_and_blame_no_lattice() -> None:
+    made = plan(4e12, space=SearchSpace.load("cpu"))
+    reach, held, *outside = made.notes
+    assert "below the ladder" in reach
+    # The note's numbers are what the architecture is held to, and its own lie within the tolerances of them.
+    for axis in ("compute_density", "expansion_ratio"):
+        assert f"{getattr(made.triad, axis):.4g}" in held
+    assert "held to" in held
+    assert made.triad.admits(made.architecture)
+    assert len(outside) == 3
+    assert all("the triad of the laws" in note and "lattice" not in note for note in outside)
