@@ -22,5 +22,5 @@ class InputError(ValueError):
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """``"; did you mean 'x'?"`` for the nearest of the known words, or an empty string."""
-    nearest = difflib.get_close_matches(word, list(known), n=1)
+    nearest = difflib.get_close_matches(word, list(known), n=1, cutoff=0.66)  # two of three letters: rya, ray
     return f"; did you mean {nearest[0]!r}?" if nearest else ""

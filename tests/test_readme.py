@@ -1,11 +1,26 @@
-"""What the README prints runs as printed."""
+"""What the README and the docs print runs as printed."""
 
+import json
 import re
 from pathlib import Path
 
 import optuna
+import pytest
+
+import moe_optuna
+from moe_optuna import problems
+from moe_optuna.interchange import count_payload, read
+from moe_optuna.space import Phase, SearchSpace
 
 README = Path(__file__).resolve().parents[1] / "README.md"
+DOCS = README.with_name("docs")
+
+
+def block(page: str, language: str) -> str:
+    """The first block of code of a page."""
+    found = re.search(rf"```{language}\n(.*?)```", (DOCS / page).read_text(encoding="utf-8"), flags=re.DOTALL)
+    assert found is not None
+    return found[1]
 
 
 def test_the_python_snippet_runs_as_printed(capsys):
@@ -24,3 +39,29 @@ def test_every_command_of_the_readme_exists(capsys):
     named = set(re.findall(r"`moe-optuna (\w+)", README.read_text(encoding="utf-8")))
     known = {command.callback.__name__ for command in app.registered_commands if command.callback}
     assert named == known
+
+
+def test_the_samplers_snippet_warm_starts_from_its_smaller_study(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a problem's loss in place of trainings."""
+    problem = problems.make("holistic", SearchSpace.load("lab"))
+    asked: list[Phase] = []
+
+    def objective(phase: Phase) -> object:
+        asked.append(phase)
+        return problem.objective(phase, seed=0)
+
+    monkeypatch.setattr(moe_optuna, "LightningObjective", objective)
+    names: dict[str, object] = {}
+    exec(compile(block("samplers.md", "python"), "samplers.md", "exec"), names)
+    assert [phase.compute for phase in asked] == [1e14, 1e15]
+    assert problem.true_loss(names["found"].architecture, 1e15) <= 1.002 * problem.optimum(asked[-1]).loss
+    assert names["smaller"][0].user_attrs["compute"] == 1e14
+
+
+def test_the_file_in_counting_is_read_and_saved_again(tmp_path: Path) -> None:
+    path = tmp_path / "architecture.json"
+    path.write_text(block("counting.md", "json"))
+    architecture = read(path)
+    assert count_payload(architecture)["full"]["total_params"] == architecture.full.total_params
+    architecture.save(tmp_path / "again.json")
+    assert json.loads((tmp_path / "again.json").read_text()) == json.loads(path.read_text())

@@ -153,6 +153,8 @@ class Fit:
         """
         if data.get("format") != FORMAT:
             raise InputError(f"format {data.get('format')!r}, expected {FORMAT}", where=where)
+        if missing := [name for name in cls.__dataclass_fields__ if name not in data]:
+            raise InputError(f"no key {missing[0]!r}, expected what `fit --json` prints", where=where)
         try:
             names = form(data["law"]).names
             values = {key: data[key] for key in cls.__dataclass_fields__}

@@ -282,6 +282,8 @@ class LadderLaws:
         """
         if data.get("format") != FORMAT:
             raise InputError(f"format {data.get('format')!r}, expected {FORMAT}", where=where)
+        if "phases" not in data:
+            raise InputError("no key 'phases', expected the laws of a ladder", where=where)
         try:
             phases = {law.phase: law for law in map(PhaseLaw.from_dict, data["phases"])}
             powers = [

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from moe_optuna.errors import InputError, did_you_mean
 from moe_optuna.laws._form import Form
 from moe_optuna.laws._formulas import Array
 from moe_optuna.laws.forms import form
 
-__all__ = ["checked", "read_runs"]
+__all__ = ["checked", "read_columns", "read_runs"]
 
 _POSITIVE = (0.0, np.inf, "a positive number")
 _COUNT = (-1e-9, np.inf, "a number of at least 0")
@@ -67,6 +68,50 @@ def checked(law: Form, columns: Mapping[str, ArrayLike], *, where: object = None
     return table
 
 
+def _rows(path: str | Path) -> tuple[list[str], list[dict[str, str]]]:
+    """The columns of a CSV file and its rows."""
+    try:
+        with Path(path).open(newline="", encoding="utf-8-sig") as file:
+            reader = csv.DictReader(file, skipinitialspace=True, restval="")
+            names = [name.strip() for name in reader.fieldnames or ()]
+            reader.fieldnames = names
+            rows = list(reader)
+    except OSError as error:
+        raise InputError(error.strerror or "cannot be read", where=path) from None
+    except (UnicodeDecodeError, csv.Error):
+        raise InputError("not a CSV text file", where=path) from None
+    if long := [number for number, row in enumerate(rows, start=1) if None in row]:
+        raise InputError(f"more cells than the {len(names)} columns", where=f"{path}: row {long[0]}")
+    return names, rows
+
+
+def _state(row: Mapping[str, str]) -> str:
+    """How a run ended, as Optuna writes it or as a search does."""
+    return (row.get("state") or "complete").strip().rpartition(".")[2].lower()
+
+
+def read_columns(path: str | Path, needed: Sequence[str], more: Sequence[str]) -> dict[str, NDArray[Any]]:
+    """Of a CSV file of runs the columns that are needed and those more that it has, nan where a cell is empty, and
+    `state` as text.
+
+    Raises:
+        InputError: One line that names the file, the row (1 is the first below the header) and the column.
+    """
+    names, rows = _rows(path)
+    if missing := [name for name in needed if name not in names]:
+        raise InputError(f"no column {', '.join(missing)}, expected {', '.join(needed)}", where=path)
+    table: dict[str, NDArray[Any]] = {"state": np.array([_state(row) for row in rows], dtype=str)}
+    for name in [*needed, *(name for name in more if name in names)]:
+        table[name] = np.full(len(rows), np.nan)
+        for index, row in enumerate(rows):
+            try:
+                table[name][index] = float(row[name] or "nan")
+            except ValueError:
+                where = f"{path}: row {index + 1}, column {name}"
+                raise InputError(f"{row[name]!r}, expected a number", where=where) from None
+    return table
+
+
 def read_runs(path: str | Path, law: str, *, group: str | None = None) -> dict[str, Array]:
     """The columns that a law reads out of a CSV file of runs; other columns are passed over.
 
@@ -80,18 +125,7 @@ def read_runs(path: str | Path, law: str, *, group: str | None = None) -> dict[s
         InputError: One line that names the file, the row (1 is the first below the header) and the column.
     """
     wanted = form(law)
-    try:
-        with Path(path).open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file, skipinitialspace=True)
-            names = [name.strip() for name in reader.fieldnames or ()]
-            reader.fieldnames = names
-            rows = list(reader)
-    except OSError as error:
-        raise InputError(error.strerror or "cannot be read", where=path) from None
-    except (UnicodeDecodeError, csv.Error):
-        raise InputError("not a CSV text file", where=path) from None
-    if long := [number for number, row in enumerate(rows, start=1) if None in row]:
-        raise InputError(f"more cells than the {len(names)} columns", where=f"{path}: row {long[0]}")
+    names, rows = _rows(path)
     if missing := [name for name in (*wanted.columns, *([group] if group else ())) if name not in names]:
         hint = did_you_mean(missing[0], names)
         raise InputError(
@@ -99,11 +133,7 @@ def read_runs(path: str | Path, law: str, *, group: str | None = None) -> dict[s
             f"expected {', '.join(wanted.columns)} for law {law!r}{hint}",
             where=path,
         )
-    numbered = [
-        (number, row)
-        for number, row in enumerate(rows, start=1)
-        if (row.get("state") or "complete").strip().rpartition(".")[2].lower() == "complete"
-    ]
+    numbered = [(number, row) for number, row in enumerate(rows, start=1) if _state(row) == "complete"]
     if not numbered:
         raise InputError(f"{'no complete run' if rows else 'no row'}, expected one run a row", where=path)
     table = {name: np.empty(len(numbered)) for name in wanted.columns}

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,18 +23,20 @@ from moe_optuna.architecture import DIMENSIONS
 from moe_optuna.errors import InputError
 from moe_optuna.laws._ladder_laws import FittedAxis, LadderLaws, PowerLaw, growth_of, points_of, power_laws_of
 from moe_optuna.laws._phase_law import PhaseLaw, group_of
+from moe_optuna.laws._runs import read_columns
 from moe_optuna.laws.axis import AxisForm, fit_axes
 from moe_optuna.laws.band import interval
 
 __all__ = ["FittedAxis", "LadderLaws", "PowerLaw", "fit_ladder"]
 
 COLUMNS = ("phase", "compute", "loss")
+MORE = ("flops_per_token", "compute_density", "expansion_ratio", *DIMENSIONS)
 FREED = ("n_experts", "top_k", "n_shared_experts", "n_heads")
 LEAST_RUNS = 3
 
 
 def fit_ladder(
-    runs: Mapping[str, ArrayLike],
+    runs: Mapping[str, ArrayLike] | str | Path,
     *,
     space: str | None = None,
     noise: float | None = None,
@@ -43,10 +46,10 @@ def fit_ladder(
     """The laws of a ladder from its runs.
 
     Args:
-        runs: Columns of runs.csv: `phase`, `compute`, `loss`, and those that the phases searched (`flops_per_token`;
-            `compute_density`, `expansion_ratio`; `d_model`, ...); `state` where not all are complete, and the
-            dimensions, which tell repeats. A pruned run counts as one that would not have beaten the best complete
-            one of its phase and budget.
+        runs: A search's runs.csv, or its columns: `phase`, `compute`, `loss`, and those that the phases searched
+            (`flops_per_token`; `compute_density`, `expansion_ratio`; `d_model`, ...); `state` where not all are
+            complete, and the dimensions, which tell repeats. A pruned run counts as one that would not have beaten the
+            best complete one of its phase and budget.
         space: Name of the search space.
         noise: Relative sd of a run over seeds where it is known; from repeats and residuals by default.
         seed: For the draws behind the intervals.
@@ -55,6 +58,8 @@ def fit_ladder(
     Raises:
         InputError: Where a column is missing or holds no number, or no phase has three complete runs.
     """
+    if isinstance(runs, str | Path):
+        runs = read_columns(runs, COLUMNS, MORE)
     table = _table(runs)
     budgets = np.unique(table["compute"])
     laws, axes = {}, []
@@ -85,9 +90,8 @@ def _table(runs: Mapping[str, ArrayLike]) -> dict[str, NDArray[Any]]:
             raise InputError(f"no such column, expected {', '.join(COLUMNS)} and the searched axes", where=name)
     n = len(np.asarray(runs["loss"]))
     state = np.char.lower(np.asarray(runs["state"], str)) if "state" in runs else np.full(n, "complete")
-    wanted = [*COLUMNS, "flops_per_token", "compute_density", "expansion_ratio", *DIMENSIONS]
     table: dict[str, NDArray[Any]] = {}
-    for name in dict.fromkeys(wanted):
+    for name in (*COLUMNS, *MORE):
         if name in runs:
             try:
                 table[name] = np.asarray(runs[name]).astype(float)

@@ -85,8 +85,9 @@ def _loss_by_axis(run: Run, phase: int, axis: str, budgets: Sequence[float]) -> 
     drawn = {c: trials for c in budgets if (trials := [t for t in run.select(phase=phase, compute=c) if t[axis] > 0])}
     panels = Panels()
     for compute, trials in drawn.items():
-        panels.begin(f"C = {words.compute(compute)} FLOPs")
-        law = run.fit(phase, axis, compute)
+        law, values = run.fit(phase, axis, compute), [trial[axis] for trial in trials]
+        beyond = law is not None and not min(values) <= law.optimum <= max(values)
+        panels.begin(f"C = {words.compute(compute)} FLOPs" + ("<br>optimum beyond what was tried" if beyond else ""))
         losses = [_along(run, trial, axis) for trial in trials]
         kinds = _kinds(trials, losses)
         near = [loss for loss, kind in zip(losses, kinds, strict=True) if kind in ("trial", "seed repeat")]
@@ -109,9 +110,9 @@ def _loss_by_axis(run: Run, phase: int, axis: str, budgets: Sequence[float]) -> 
                     symbol=symbol,
                     hover=[_hover(trials[i]) for i in members],
                 )
-        values = [trial[axis] for trial in trials]
+        shown = [*values, law.optimum, *law.band] if law and beyond else values
         if law:
-            grid = _spaced(min(*values, law.optimum), max(*values, law.optimum), axis not in LINEAR)
+            grid = _spaced(min(shown), max(shown), axis not in LINEAR)
             panels.line(grid, law.predict(grid), "fit", VERMILLION)
             panels.points(
                 [law.optimum],
@@ -126,12 +127,13 @@ def _loss_by_axis(run: Run, phase: int, axis: str, budgets: Sequence[float]) -> 
                     f"0.1 % band {words.interval(axis, law.band)}<br>loss {words.value('loss', law.loss)} "
                     f"({words.interval('loss', law.loss_interval)})<br>{law.points} runs"
                     + (", with those of other budgets" if law.pooled else "")
+                    + ("; extrapolated beyond what was tried here" if beyond else "")
                 ],
             )
         panels.axes(
             x=words.title(axis),
             y=f"loss {words.unit('loss')}",
-            x_range=_padded(values, axis not in LINEAR),
+            x_range=_padded(shown, axis not in LINEAR),
             y_range=heights,
             log="" if axis in LINEAR else "x",
             x_ticks=sorted(set(values)) if axis in COUNTED else None,
@@ -414,7 +416,7 @@ def _ladder(run: Run, laws: LadderLaws) -> tuple[Array, list[float]]:
 def _exponent(laws: LadderLaws, name: str) -> str:
     power = laws.power_laws[name]
     low, high = power.b_interval
-    return f"{power.b:.3f} ({low:.3f} to {high:.3f})".replace("-", "−")
+    return f"{power.b:z.3f} ({low:z.3f} to {high:z.3f})".replace("-", "−")
 
 
 def _verdict(laws: LadderLaws, name: str) -> str:

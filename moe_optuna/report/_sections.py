@@ -241,9 +241,15 @@ def _verdict(run: Run) -> Html:
     elif any(each.consistent for each in run.held_out):
         sentences.append("Every predicted interval meets what was found.")
     if run.score.get("coverage") is not None:
+        scored = run.score["rows"]
+        complete = sum(t.state == "complete" for t in run.select(compute=run.budgets[-1])) if run.budgets else scored
+        those = f"the {scored} complete trials there"
+        if scored < complete:
+            known = f"{scored} are of phases that the smaller budgets have a law for"
+            those = f"the {complete} complete trials there, {known}; of these"
         sentences.append(
-            f"Of the {run.score['rows']} complete trials there, {words.percent(run.score['coverage'], 3)} lie in their "
-            f"95 % intervals (RMS log error {words.number(run.score['rmse_log'], 3)})."
+            f"Of {those}, {words.percent(run.score['coverage'], 3)} lie in their 95 % intervals "
+            f"(RMS log error {words.number(run.score['rmse_log'], 3)})."
         )
     return tag("p", " ".join(sentences), class_="lead")
 
@@ -258,8 +264,9 @@ def _laws_verdicts(run: Run) -> Html | None:
         low, high = law.b_interval
         trend = "rises with compute" if low > 0 else "falls with compute" if high < 0 else "no trend can be told"
         shift = f"{law.offset:g} + " if law.offset else ""
-        formula = join([f"{shift}{words.number(law.a)} C", tag("sup", words.number(law.b, 3))])
-        rows.append((_word(name), formula, f"{low:.3f} to {high:.3f}".replace("-", "−"), trend, _growth(run, name)))
+        power, sure = (text.replace("-", "−") for text in (f"{law.b:z.4f}", f"{low:z.3f} to {high:z.3f}"))
+        formula = join([f"{shift}{words.number(law.a)} C", tag("sup", power)])
+        rows.append((_word(name), formula, sure, trend, _growth(run, name)))
     if not rows:
         return None
     return join(

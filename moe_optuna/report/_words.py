@@ -18,7 +18,7 @@ AXES: dict[str, tuple[str, str]] = {
     "active_params": ("Na", "parameters, non_embedding"),
     "total_params": ("N", "parameters, non_embedding"),
     "compute_density": ("M/Na", "FLOPs per parameter, non_embedding"),
-    "expansion_ratio": ("N/Na", "parameters, non_embedding"),
+    "expansion_ratio": ("N/Na", "ratio, non_embedding"),
     "d_model": ("width of the residual stream", "features"),
     "tokens": ("D", "training tokens"),
     "compute": ("C", "training FLOPs, non_embedding"),

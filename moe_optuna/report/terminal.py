@@ -89,8 +89,9 @@ def render_search(payload: Payload) -> RenderableType:
 def render_lattice(payload: Payload) -> RenderableType:
     """How many architectures meet the triad; where none does, what binds and what is nearest."""
     triad = payload["triad"] or {}
+    met = "architecture meets" if payload["count"] == 1 else "architectures meet"
     sections: dict[str, RenderableType] = {
-        f"{payload['count']:,} architectures meet the triad": _pairs(
+        f"{payload['count']:,} {met} the triad": _pairs(
             {name: f"{words.value(name, triad[name])}, non_embedding" for name in COUNTS if name in triad}
         )
     }

@@ -36,6 +36,7 @@ def lattice_payload(
         InputError: Where the arguments do not make a triad.
     """
     given = {"flops_per_token": flops_per_token, "active_params": active_params, "total_params": total_params}
+    other = {"compute": compute, "compute_density": compute_density, "expansion_ratio": expansion_ratio}
     if missing := [name for name, value in given.items() if value is None]:
         if len(missing) < len(given):
             raise InputError(f"missing {', '.join(missing)}, expected all three of {', '.join(given)}", where="triad")
@@ -46,8 +47,8 @@ def lattice_payload(
             space.reference.compute_density if compute_density is None else compute_density,
             space.reference.expansion_ratio if expansion_ratio is None else expansion_ratio,
         )
-    elif compute_density is not None or expansion_ratio is not None:
-        raise InputError("given beside the three numbers of a triad", where="compute_density, expansion_ratio")
+    elif beside := [name for name, value in other.items() if value is not None]:
+        raise InputError("given beside the three numbers of a triad", where=", ".join(beside))
     else:
         triad = Triad(
             **{name: value for name, value in given.items() if value is not None}, tolerances=space.tolerances

@@ -243,7 +243,12 @@ def test_the_same_seed_gives_the_same_fit_and_json_reads_it_back(tmp_path: Path)
     data = json.loads((tmp_path / "fit.json").read_text())
     assert {"law", "coefficients", "intervals", "rmse_log", "held_out", "rows"} <= data.keys()
     assert {"rows", "rmse_log", "coverage"} <= data["held_out"].keys()
-    for text, message in (("[]", "not a JSON object"), ("{", "not JSON"), ('{"format": 2}', "format 2, expected 1")):
+    for text, message in (
+        ("[]", "not a JSON object"),
+        ("{", "not JSON"),
+        ('{"format": 2}', "format 2, expected 1"),
+        ('{"format": 1, "phases": []}', r"bad\.json: no key 'law', expected what `fit --json` prints"),
+    ):
         (tmp_path / "bad.json").write_text(text)
         with pytest.raises(InputError, match=message):
             Fit.load(tmp_path / "bad.json")
@@ -322,6 +327,7 @@ def test_read_runs_takes_complete_rows_and_passes_over_other_columns(tmp_path: P
         ("total_params,tokens,loss\n1,-2,3\n", "row 1, column tokens: '-2', expected a positive number"),
         ("total_params,tokens,loss\n1,2\n", "row 1, column loss: ''"),
         ("", "missing columns"),
+        ("active_params,loss\n1,2\n", r"for law 'chinchilla'$"),  # another quantity is no misspelling
     ],
 )
 def test_read_runs_says_what_is_wrong_in_one_line(tmp_path: Path, text, message):

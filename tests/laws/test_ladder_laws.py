@@ -1,5 +1,6 @@
 """The laws of simulated ladders whose optima are known power laws, down to small noisy ladders."""
 
+import csv
 import json
 import warnings
 from pathlib import Path
@@ -169,6 +170,34 @@ def test_one_budget_and_few_runs_still_give_laws_with_wide_intervals() -> None:
         assert coordinate(name, np.float64(high)) - coordinate(name, np.float64(low)) > 0.2
 
 
+def test_a_file_of_runs_gives_the_laws_of_its_columns(tmp_path: Path) -> None:
+    columns = runs([1e18, 3e18], (4, 6, 5), 0.002, seed=3)
+    rows = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+    rows.append(rows[0] | {"state": "failed", "loss": ""})
+    path = tmp_path / "runs.csv"
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, ["study", *columns], restval="a/1e+18/phase-0")
+        writer.writeheader()
+        writer.writerows(rows)
+    assert fit_ladder(path, score=False).to_dict() == fit_ladder(columns, score=False).to_dict()
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (None, "No such file"),
+        ("phase,compute\n1,2\n", "no column loss, expected phase, compute, loss"),
+        ("phase,compute,loss\n1,1e9,2.5\n1,1e9,much\n", "row 2, column loss: 'much', expected a number"),
+    ],
+)
+def test_a_wrong_file_of_runs_is_named(tmp_path: Path, text: str | None, expected: str) -> None:
+    path = tmp_path / "runs.csv"
+    if text is not None:
+        path.write_text(text)
+    with pytest.raises(InputError, match=rf"runs\.csv.*{expected}"):
+        fit_ladder(path)
+
+
 def test_laws_json_comes_back_as_it_was(tmp_path: Path) -> None:
     laws = fit_ladder(runs([1e18, 3e18, 1e19], (5, 12, 8), 0.003, 0), space="cpu")
     laws.save(tmp_path / "laws.json")
@@ -218,7 +247,7 @@ def test_bad_runs_are_named(change: dict, expected: str) -> None:
         ("[]", "not a JSON object, expected the laws of a ladder"),
         ("{", "not JSON"),
         ('{"format": 2}', "format 2, expected 1"),
-        ('{"format": 1}', "laws of a ladder"),
+        ('{"format": 1}', "no key 'phases', expected the laws of a ladder"),
     ],
 )
 def test_a_wrong_laws_file_is_named(tmp_path: Path, text: str, expected: str) -> None:

@@ -1,5 +1,6 @@
 """What the figures draw, by their data: the planted truth lies where they say it does."""
 
+import csv
 import math
 
 import numpy as np
@@ -53,6 +54,26 @@ def test_the_fit_runs_through_the_trials_and_its_optimum(drawn, name):
         trials = next(t for t in named(figure, "trial") if t.xaxis == fit.xaxis)
         away = np.abs(np.interp(trials.x, fit.x, fit.y) / trials.y - 1)
         assert np.median(away) < 0.003
+
+
+def test_an_optimum_beyond_the_trials_is_inside_its_panel_and_said(planted):
+    budget = planted.space.budgets[1]
+    path = planted.folder / "runs.csv"
+    header, *lines = path.read_text().splitlines()
+    rows = csv.DictReader([header, *lines])
+    kept = [
+        line
+        for line, row in zip(lines, rows, strict=True)
+        if (float(row["compute"]), row["phase"]) != (budget, "1") or float(row["compute_density"]) > 12
+    ]
+    path.write_text("\n".join([header, *kept, ""]))
+    figure = figures(planted.folder)["loss-compute_density"]
+    assert ["beyond what was tried" in title.text for title in figure.layout.annotations] == [False, True, False]
+    star = named(figure, "optimum of the fit, 95 % interval")[1]
+    assert "extrapolated" in star.text[0]
+    low, high = axis(figure, star, "x").range
+    band = named(figure, "near-optimal band, 0.1 %")[1]
+    assert low < math.log10(min(band.x)) < math.log10(star.x[0]) < high
 
 
 def test_every_trial_of_a_phase_is_a_point_and_marked_for_what_it_is(finished, drawn):

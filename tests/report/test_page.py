@@ -85,6 +85,30 @@ def test_how_sure_is_said_in_numbers(finished, page):
     assert f"Written down before its first trial: {loss.predicted:.4f}" in page.text
 
 
+def test_complete_trials_that_are_not_scored_are_counted(finished, page, planted):
+    run = Run.read(finished.folder)
+    complete = sum(trial.state == "complete" for trial in run.select(compute=run.budgets[-1]))
+    assert run.score["rows"] == complete
+    assert f"Of the {complete} complete trials there, " in page.text
+    path = planted.folder / "blueprint.json"
+    data = json.loads(path.read_text())
+    data["held_out"]["rows"] = 8
+    path.write_text(json.dumps(data))
+    text = Page(write_report(planted.folder)).text
+    assert f"Of the {complete} complete trials there, 8 are of phases that the smaller budgets have a law for" in text
+
+
+def test_exponents_are_plain_decimals(planted):
+    path = planted.folder / "laws.json"
+    data = json.loads(path.read_text())
+    for law, exponent in zip(data["power_laws"][:2], (-9.767e-05, -1e-7), strict=True):
+        law["b"] = exponent
+    path.write_text(json.dumps(data))
+    page = Page(write_report(planted.folder))
+    assert "<sup>−0.0001</sup>" in page.source
+    assert "<sup>0.0000</sup>" in page.source
+
+
 def test_a_missed_prediction_is_said_plainly(planted):
     path = planted.folder / "blueprint.json"
     data = json.loads(path.read_text())

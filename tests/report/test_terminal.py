@@ -79,6 +79,7 @@ def test_lattice():
     text = printed(render_lattice(payload))
     assert f"{payload['count']} architectures meet the triad" in text
     assert "the first 20, all with --json" in text
+    assert "1 architecture meets the triad" in printed(render_lattice(payload | {"count": 1}))
     empty = lattice_payload(space, flops_per_token=3e5, active_params=49900, total_params=279440)
     text = printed(render_lattice(empty))
     assert "0 architectures meet the triad" in text

@@ -41,6 +41,7 @@ def test_writes(written, expected):
 
 
 def test_every_count_names_its_convention():
+    assert words.unit("expansion_ratio") == "[ratio, non_embedding]"
     for word in ("flops_per_token", "active_params", "total_params", "compute_density", "expansion_ratio", "compute"):
         assert "non_embedding" in words.unit(word)
         assert words.title(word).startswith(word)

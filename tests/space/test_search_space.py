@@ -119,3 +119,7 @@ def test_payload_of_the_lattice_command(small: SearchSpace) -> None:
         lattice_payload(space, flops_per_token=1e6, active_params=1e5)
     with pytest.raises(InputError, match="compute"):
         lattice_payload(space)
+    triad = {"flops_per_token": 1e6, "active_params": 1e5, "total_params": 2e5}
+    for beside in (["compute"], ["compute", "compute_density"], ["expansion_ratio"]):
+        with pytest.raises(InputError, match=f"^{', '.join(beside)}: given beside the three numbers"):
+            lattice_payload(space, **triad, **dict.fromkeys(beside, 20.0))
