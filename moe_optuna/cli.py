@@ -26,6 +26,8 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
+_INTERRUPTED = 130
+
 # Click's exception for a wrong command line, under whichever name Typer carries it.
 _USAGE_ERROR: type[Exception] = typer.BadParameter.__mro__[2]
 
@@ -94,15 +96,19 @@ def plan(
     compute: Annotated[float, typer.Option(help="Training FLOPs.")],
     laws: Annotated[Path | None, typer.Option(help="laws.json of a search; the published laws unless given.")] = None,
     space: Annotated[
-        str | None, typer.Option(help="Search space of the architecture; that of the laws unless given.")
+        str | None,
+        typer.Option(help="Search space of the architecture; that of the laws (space.toml beside them) unless given."),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
     """The architecture for a compute budget, its band, and alternatives that suit the hardware."""
+    from moe_optuna.files import SPACE_FILE
     from moe_optuna.laws import LadderLaws
     from moe_optuna.search import plan as make_plan
     from moe_optuna.space import SearchSpace
 
+    if space is None and laws is not None and (beside := laws.parent / SPACE_FILE).is_file():
+        space = str(beside)
     blueprint = make_plan(
         compute,
         laws=LadderLaws.load(laws) if laws is not None else None,
@@ -239,13 +245,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
             # What is asked outside of a law's range is a note of the answer itself.
             warnings.filterwarnings("ignore", message=".* outside the range of ")
             status = app(words, standalone_mode=False)
+        if status == _INTERRUPTED:
+            raise KeyboardInterrupt  # which typer has made a status of
     except InputError as error:
         _fail(str(error))
     except _USAGE_ERROR as error:
         _fail(getattr(error, "format_message", error.__str__)())
     except (KeyboardInterrupt, typer.Abort):
-        sys.stderr.write("interrupted; the same command resumes\n")
-        sys.exit(130)
+        sys.stderr.write("interrupted; what a search was training is saved, and the same command goes on\n")
+        sys.exit(_INTERRUPTED)
     except BrokenPipeError:
         sys.stderr.close()
         sys.exit(141)

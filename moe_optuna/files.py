@@ -9,7 +9,10 @@ from typing import Any
 
 from moe_optuna.errors import InputError
 
-__all__ = ["read_object", "write_whole"]
+__all__ = ["SPACE_FILE", "read_object", "write_whole"]
+
+SPACE_FILE = "space.toml"
+"""The search space of a search, in its folder."""
 
 
 class _NotFinite(Exception):

@@ -139,6 +139,18 @@ def test_what_is_asked_outside_a_range_is_a_note_and_no_warning(
     assert "outside the range" in out
 
 
+def test_an_interruption_is_told(
+    capsys: pytest.CaptureFixture[str], architecture_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def read(*arguments: object, **settings: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("moe_optuna.interchange.read", read)
+    status, out, err = call(capsys, "count", architecture_file)
+    assert (status, out) == (130, "")
+    assert err == "interrupted; what a search was training is saved, and the same command goes on\n"
+
+
 def test_export_takes_only_known_frameworks(capsys: pytest.CaptureFixture[str], architecture_file: Path) -> None:
     status, out, _ = call(capsys, "export", architecture_file, "--to", "hf")
     assert status == 0

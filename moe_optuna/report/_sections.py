@@ -8,6 +8,7 @@ from importlib import metadata
 from typing import Any
 
 from moe_optuna.architecture import DIMENSIONS, MoEArchitecture
+from moe_optuna.files import SPACE_FILE
 from moe_optuna.report import _words as words
 from moe_optuna.report._html import Html, join, table, tag
 from moe_optuna.report._run import COUNTS, Comparison, Run, quantity
@@ -98,8 +99,8 @@ def answer(run: Run) -> Html | None:
         ("M · flops_per_token", words.flops(counts.flops_per_token), "training, non_embedding"),
         (
             "D · tokens",
-            words.large(plan.tokens),
-            f"{words.number(plan.tokens / counts.active_params, 3)} per active parameter",
+            words.large(plan.training_tokens),
+            f"C / M, {words.number(plan.training_tokens / counts.active_params, 3)} per active parameter",
         ),
         ("Na · active_params", words.large(counts.active_params), "non_embedding"),
         ("N · total_params", words.large(counts.total_params), "non_embedding"),
@@ -213,9 +214,9 @@ def sure(run: Run, figures: dict[str, Any]) -> Html | None:
 
 
 def _judged(each: Comparison) -> Html:
-    if each.consistent is None:
-        return tag("span", "no interval")
-    return tag("span", "inside", class_="good") if each.consistent else tag("span", "missed", class_="bad")
+    told = words.verdict(each.interval, each.found, each.consistent)
+    classes = {"inside": {"class_": "good"}, "missed": {"class_": "bad"}}
+    return tag("span", told, **classes.get(told, {}))
 
 
 def _verdict(run: Run) -> Html:
@@ -239,7 +240,13 @@ def _verdict(run: Run) -> Html:
             "intervals say."
         )
     elif any(each.consistent for each in run.held_out):
-        sentences.append("Every predicted interval meets what was found.")
+        told = [words.verdict(each.interval, each.found, each.consistent) for each in run.held_out]
+        met = [each.quantity for each, verdict in zip(run.held_out, told, strict=True) if verdict == "overlaps"]
+        sentences.append(
+            f"Outside its predicted interval, though the interval of what was found meets it: {', '.join(met)}."
+            if met
+            else "Everything that was found lies inside its predicted interval."
+        )
     if run.score.get("coverage") is not None:
         scored = run.score["rows"]
         complete = sum(t.state == "complete" for t in run.select(compute=run.budgets[-1])) if run.budgets else scored
@@ -386,7 +393,8 @@ def _studies(run: Run) -> Html | None:
 def reproduce(run: Run) -> Html:
     seeds = sorted({int(trial["seed"]) for trial in run.trials if trial["seed"] >= 0})
     found = [f"{name} {metadata.version(name)}" for name in PACKAGES]
-    command = f"moe-optuna search {space_name(run) or 'SPACE'} --out {run.folder.name}"
+    space = run.folder / SPACE_FILE if (run.folder / SPACE_FILE).is_file() else space_name(run) or "SPACE"
+    command = f"moe-optuna search {space} --out {run.folder.name}-again"
     if seeds:
         command += f" --seed {seeds[0]}"
     return join(

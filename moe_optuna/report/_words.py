@@ -144,6 +144,15 @@ def value(word: str, x: float) -> str:
     return number(x)
 
 
+def verdict(interval: Sequence[float] | None, found: float, consistent: bool | None) -> str:
+    """Of a prediction: its interval holds what was found, only meets the interval of that, or misses both."""
+    if interval is None or consistent is None:
+        return "no interval"
+    if interval[0] <= found <= interval[1]:
+        return "inside"
+    return "overlaps" if consistent else "missed"
+
+
 def interval(word: str, ends: Sequence[float] | None) -> str:
     """``low – high`` of the quantity that the word names, or a dash where there is none."""
     if not ends or not all(isinstance(end, (int, float)) and math.isfinite(end) for end in ends):

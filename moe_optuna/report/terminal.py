@@ -50,8 +50,9 @@ def render_plan(payload: Payload) -> RenderableType:
     sections: dict[str, RenderableType] = {
         f"blueprint for {words.compute(payload['compute'])} training FLOPs": _pairs(
             {
-                "flops_per_token": f"{words.flops(payload['flops_per_token'])}, non_embedding",
-                "tokens": words.large(payload["tokens"]),
+                "optimal M": f"{words.flops(payload['flops_per_token'])} a token, non_embedding",
+                "optimal D": f"{words.large(payload['tokens'])} tokens",
+                "to train": f"{words.large(payload['training_tokens'])} tokens, C over the architecture's own M",
                 "predicted_loss": predicted,
                 "source": payload["source"],
                 **({"space": payload["space"]} if "space" in payload else {}),
@@ -265,16 +266,16 @@ def _alternatives(alternatives: Sequence[Payload]) -> Table:
 
 
 def _held_out(entries: Mapping[str, Payload]) -> Table:
-    verdicts: dict[bool | None, str] = {True: "inside", False: "missed"}
     return _rows(
-        ["quantity", "predicted", "95 % interval", "found", "verdict"],
+        ["quantity", "predicted", "95 % interval", "found", "95 % interval", "verdict"],
         (
             [
                 name,
                 words.value(name, each["predicted"]),
                 words.interval(name, each["interval"]),
                 words.value(name, each["found"]),
-                verdicts.get(each.get("consistent")),
+                words.interval(name, each.get("found_interval")),
+                words.verdict(each["interval"], each["found"], each.get("consistent")),
             ]
             for name, each in entries.items()
         ),

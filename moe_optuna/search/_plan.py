@@ -59,7 +59,13 @@ def plan(compute: float, *, laws: LadderLaws | None = None, space: SearchSpace |
         raise InputError(f"{compute!r}, expected a positive finite number of training FLOPs", where="compute")
     compute = float(compute)
     laws = laws or LadderLaws.published()
-    space = space or SearchSpace.load(laws.space or "holistic")
+    if space is None:
+        try:
+            space = SearchSpace.load(laws.space or "holistic")
+        except InputError:
+            raise InputError(
+                f"none, expected that of the laws, {laws.space}, which is no ready one", where="space"
+            ) from None
 
     flops, _ = laws.predict("flops_per_token", compute)
     spans = {name: laws.predict(name, compute)[1] for name in dict.fromkeys((*QUANTITIES, *laws.axes_known))}

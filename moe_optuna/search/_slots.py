@@ -79,7 +79,7 @@ def local_slots(workers: int | None, devices_per_trial: int = 1) -> tuple[Slot, 
         if devices_per_trial > 1:
             raise InputError(f"{devices_per_trial}, expected 1: no GPU was found", where="--devices-per-trial")
         count = workers or len(cores)
-        return tuple(Slot(index, (), share, max(1, len(share))) for index, share in enumerate(_shares(cores, count)))
+        return tuple(Slot(index, (), share, _threads(share)) for index, share in enumerate(_shares(cores, count)))
     if devices_per_trial > len(gpus):
         raise InputError(
             f"{devices_per_trial}, expected at most {len(gpus)}, the GPUs found", where="--devices-per-trial"
@@ -90,9 +90,16 @@ def local_slots(workers: int | None, devices_per_trial: int = 1) -> tuple[Slot, 
     ]
     count = workers or len(sets)
     return tuple(
-        Slot(index, sets[index % len(sets)], share, max(1, len(share)))
+        Slot(index, sets[index % len(sets)], share, _threads(share))
         for index, share in enumerate(_shares(cores, count))
     )
+
+
+def _threads(share: tuple[int, ...]) -> int:
+    """One a core, at most what the user set for all programs (``OMP_NUM_THREADS``)."""
+    asked = os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip()
+    most = int(asked) if asked.isdigit() and int(asked) else len(share)
+    return max(1, min(len(share), most))
 
 
 def _shares(cores: list[int], count: int) -> list[tuple[int, ...]]:

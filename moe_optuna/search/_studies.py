@@ -21,9 +21,20 @@ if TYPE_CHECKING:
     from moe_optuna.samplers import TriadSampler
     from moe_optuna.space import Phase, SearchSpace
 
-__all__ = ["FORMAT", "Studies"]
+__all__ = ["FORMAT", "Studies", "refuse_others"]
 
 FORMAT = 1
+
+
+def refuse_others(storage: BaseStorage, space: SearchSpace, out: Path) -> None:
+    """A folder's journal is of one search.
+
+    Raises:
+        InputError: Where it holds studies of a space of another name.
+    """
+    names = {name.split("/")[0] for name in optuna.get_all_study_names(storage)} - {space.name}
+    if names:
+        raise InputError(f"holds the search of {', '.join(sorted(names))}; expected another folder", where=out)
 
 
 @dataclass

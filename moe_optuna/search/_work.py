@@ -74,7 +74,7 @@ class Work:
     def event(self, kind: Any, tally: Tally) -> Event:
         """An event of this study as far as it is."""
         where = self.phase.compute, self.phase.number
-        return Event(kind, *where, best=tally.best, finished=tally.trained, trials=self.trials)
+        return Event(kind, *where, best=tally.best, finished=tally.trained, trials=max(self.trials, tally.trained))
 
     def failures(self) -> dict[MoEArchitecture, str]:
         """Architectures that failed in this study, each with the reason."""

@@ -49,7 +49,7 @@ class Blueprint:
 
     Attributes:
         compute: Training FLOPs.
-        flops_per_token, tokens: M and D of the laws, ``compute = flops_per_token * tokens``.
+        flops_per_token, tokens: The optimal M and D by the laws, ``compute = flops_per_token * tokens``.
         triad: What the architecture is held to, in the `non_embedding` convention.
         architecture: The lattice architecture of the least predicted loss.
         band: For each axis the values within 0.1 % of the least loss, by the laws.
@@ -77,6 +77,11 @@ class Blueprint:
     notes: tuple[str, ...] = ()
     held_out: Mapping[str, Any] | None = field(default=None, compare=False)
 
+    @property
+    def training_tokens(self) -> float:
+        """Tokens that spend the budget on this architecture, whose M is the laws' only within a tolerance."""
+        return self.compute / self.architecture.non_embedding.flops_per_token
+
     def to_dict(self) -> dict[str, Any]:
         """Plain data of blueprint.json and of `moe-optuna plan --json`, which `from_dict` reads back."""
         return {
@@ -84,6 +89,7 @@ class Blueprint:
             "compute": self.compute,
             "flops_per_token": self.flops_per_token,
             "tokens": self.tokens,
+            "training_tokens": self.training_tokens,
             "triad": self.triad.to_dict(),
             "architecture": self.architecture.to_dict(),
             **_counts(self.architecture),

@@ -21,7 +21,7 @@ import optuna
 from optuna.trial import TrialState
 
 from moe_optuna.errors import InputError, did_you_mean
-from moe_optuna.files import write_whole
+from moe_optuna.files import SPACE_FILE, write_whole
 from moe_optuna.search._clock import Clock
 from moe_optuna.search._controller import Controller
 from moe_optuna.search._events import Event, Observer
@@ -30,7 +30,7 @@ from moe_optuna.search._local import Executor, LocalExecutor
 from moe_optuna.search._runs import Runs
 from moe_optuna.search._slots import local_slots
 from moe_optuna.search._storage import hold, open_storage
-from moe_optuna.search._studies import FORMAT, Studies
+from moe_optuna.search._studies import FORMAT, Studies, refuse_others
 from moe_optuna.search._work import Tally, Work
 
 if TYPE_CHECKING:
@@ -96,8 +96,9 @@ def search(
 
     Args:
         space: A search space, the name of one, or a path.
-        out: The folder for journal, ``runs.csv``, ``laws.json``, ``blueprint.json``, checkpoints, artifacts and the
-            workers' logs; ``runs/<name>`` unless given. The same folder and space resume.
+        out: The folder for journal, ``runs.csv``, ``laws.json``, ``blueprint.json``, ``space.toml`` (the space as it
+            was read), checkpoints, artifacts and the workers' logs; ``runs/<name>`` unless given. The same folder and
+            space resume.
         storage: An Optuna storage URL; a journal in `out` unless given.
         workers: Trials side by side; one a set of GPUs, or one a core, unless given.
         devices_per_trial: GPUs of one trial.
@@ -112,7 +113,7 @@ def search(
         KeyboardInterrupt: Where it was stopped by SIGINT or SIGTERM; the same call resumes.
     """
     from moe_optuna.space import SearchSpace
-    from moe_optuna.training import Recipe
+    from moe_optuna.training import Recipe, find_text
 
     space = SearchSpace.load(space) if isinstance(space, str) else space
     recipe = Recipe.from_table(space.training, where=f"{space.name}: [training]").to_dict()
@@ -127,6 +128,9 @@ def search(
 
         reach(ray_address)
     folder = Path(out) if out is not None else Path("runs") / space.name
+    _check(space)
+    if executor == "local":
+        find_text(Recipe.from_dict(recipe))
     with contextlib.ExitStack() as stack:
         slots = local_slots(workers, devices_per_trial) if executor == "local" else ()
         if storage is None:
@@ -134,6 +138,8 @@ def search(
             stack.enter_context(hold(folder))
         store = open_storage(storage, folder, workers=len(slots) or workers or 2)
         make_folder(folder)
+        if storage is None:
+            refuse_others(store, space, folder)
         stack.enter_context(_quiet_optuna())
         stack.enter_context(_one_thread())
         running: Executor
@@ -158,7 +164,22 @@ def search(
         stack.enter_context(_files_in(folder))
         clock.observe(Event("prepare"))
         studies = Studies(space, store, seed, folder, controller.prepare(recipe))
+        if not (folder / SPACE_FILE).exists():
+            write_whole(folder / SPACE_FILE, space.to_toml())
         return _Ladder(space, studies, controller, recipe, folder, runs, clock).climb()
+
+
+def _check(space: SearchSpace) -> None:
+    """Every budget, and the target, has architectures.
+
+    Raises:
+        InputError: Where one has none.
+    """
+    for step, compute in enumerate(space.budgets):
+        if space.search.trials(0, step):
+            space.phase_zero(compute)
+        space.phase_one(compute)
+    space.phase_zero(space.target)  # about the law's M, which the search may move
 
 
 def make_folder(folder: Path) -> None:
@@ -288,7 +309,8 @@ class _Ladder:
         for number in range(first + len(queued), repeats + 1):
             study.enqueue_trial(params, user_attrs={"seed": self.studies.seed + number})
         work = replace(found.work, trials=found.work.trials + repeats + 1 - first)
-        self.clock.observe(work.event("study", Tally.of(work.study)))
+        message = "the last ones repeat the recommended architecture with other seeds"
+        self.clock.observe(replace(work.event("study", Tally.of(work.study)), message=message))
         self.controller.run(work)
 
     def _allocate(self, compute: float, flops_per_token: float) -> float:

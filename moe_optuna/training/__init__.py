@@ -7,7 +7,7 @@ of them is first called.
 
 from typing import TYPE_CHECKING, Any
 
-from moe_optuna.training._corpus import Corpus, cache_folder
+from moe_optuna.training._corpus import Corpus, cache_folder, find_text
 from moe_optuna.training._recipe import Recipe
 from moe_optuna.training._result import Report, TrainingFailure, TrainingResult
 
@@ -24,6 +24,7 @@ __all__ = [
     "TrainingFailure",
     "TrainingResult",
     "cache_folder",
+    "find_text",
     "prepare",
     "train",
     "train_budgets",

@@ -27,7 +27,7 @@ from moe_optuna.training._recipe import Recipe
 from moe_optuna.training._sources import documents, source_files
 from moe_optuna.training._vocabulary import Vocabulary, load_vocabulary
 
-__all__ = ["Corpus", "cache_folder"]
+__all__ = ["Corpus", "cache_folder", "find_text"]
 
 FORMAT = 1
 Tokens = NDArray[np.unsignedinteger[Any]]
@@ -120,6 +120,20 @@ class Corpus:
             f"{origin['data']}: {len(self.train):,} training and {len(self.held_out):,} held-out tokens, "
             f"sha256 {origin['content'][:12]}, Python {origin['python']}"
         )
+
+
+def find_text(recipe: Recipe) -> None:
+    """Look for the recipe's text, without reading it.
+
+    Raises:
+        InputError: Where it is not there.
+    """
+    files = _tokenised(Path(recipe.data))
+    if not files and recipe.data != "python":  # which is always there
+        source_files(recipe.data)
+    for file in files:
+        if not file.is_file():
+            raise InputError("no such file", where=file)
 
 
 def _stamp(data: str) -> tuple[tuple[int, int], ...]:

@@ -10,6 +10,7 @@ from moe_optuna import laws
 from moe_optuna.interchange import count_payload
 from moe_optuna.report._run import Run
 from moe_optuna.report.terminal import (
+    _held_out,
     render_count,
     render_fit,
     render_lattice,
@@ -71,6 +72,21 @@ def test_search(finished, blueprint):
     assert f"loss {run.held_out[0].predicted:.4f}" in text
     assert "runs/cpu/report.html" in text
     assert "held out" not in printed(render_search(payload | {"held_out": None}))
+
+
+@pytest.mark.parametrize(
+    ("interval", "found", "consistent", "told"),
+    [
+        ((2.0, 3.0), 2.5, True, "inside"),
+        ((2.0, 3.0), 3.5, True, "overlaps"),  # the interval of what was found begins below 3
+        ((2.0, 3.0), 3.5, False, "missed"),
+        (None, 3.5, None, "no interval"),
+    ],
+)
+def test_a_verdict_is_by_what_was_found(interval, found, consistent, told):
+    entry = {"predicted": 2.5, "interval": interval, "found": found, "found_interval": (2.9, 4.1)}
+    text = printed(_held_out({"loss": entry | {"consistent": consistent}}))
+    assert text.rstrip().endswith(told)
 
 
 def test_lattice():

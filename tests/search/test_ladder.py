@@ -15,10 +15,13 @@ from tiny_space import tiny_space
 import moe_optuna
 from moe_optuna import InputError, MoEArchitecture, Triad
 from moe_optuna.architecture import DIMENSIONS
+from moe_optuna.cli import main
 from moe_optuna.files import write_whole
-from moe_optuna.search import ladder, search
+from moe_optuna.laws import LadderLaws
+from moe_optuna.search import ladder, plan, search
 from moe_optuna.search._runs import COLUMNS
 from moe_optuna.search._storage import open_storage
+from moe_optuna.space import SearchSpace
 
 HERE = Path(__file__).parent
 STATES = ("complete", "pruned", "failed")
@@ -176,6 +179,21 @@ def test_another_space_or_seed_in_the_same_folder_is_refused(finished):
         search(tiny_space(target=4e10), out=folder, trial="instant_trials", workers=1)
     with pytest.raises(InputError, match=r"--seed: 7, expected 0"):
         instant(folder, seed=7)
+    before = (folder / "runs.csv").read_bytes()
+    with pytest.raises(InputError, match="holds the search of tiny; expected another folder"):
+        search(tiny_space(name="other"), out=folder, trial="instant_trials", workers=1)
+    assert (folder / "runs.csv").read_bytes() == before
+    assert SearchSpace.load(folder / "space.toml") == tiny_space()
+
+
+def test_the_laws_of_a_search_find_its_space(finished, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["plan", "--compute", "3e10", "--laws", str(finished[0] / "laws.json"), "--json"])
+    assert stop.value.code in (0, None)
+    assert json.loads(capsys.readouterr().out)["architecture"] == finished[1].blueprint.architecture.to_dict()
+    laws = LadderLaws.load(finished[0] / "laws.json")
+    with pytest.raises(InputError, match="space: none, expected that of the laws, tiny"):
+        plan(3e10, laws=laws)
 
 
 @pytest.mark.parametrize(
@@ -186,6 +204,14 @@ def test_another_space_or_seed_in_the_same_folder_is_refused(finished):
         ({"workers": 0}, "--workers: 0, expected at least 1"),
         ({"workers": 2, "storage": "sqlite:///x.db"}, "SQLite locks the whole file"),
         ({"space": "cpuu"}, "no such search space"),
+        ({"space": tiny_space(budgets=[1.5, 3e9])}, "1.5 FLOPs"),
+        ({"space": tiny_space(budgets=[1e9, 1e18], target=1e20)}, r"1e\+18 FLOPs"),
+        ({"space": tiny_space(target=1e20)}, r"1e\+20 FLOPs"),
+        (
+            {"space": tiny_space(training={"data": "/no/such/text"})},
+            "'/no/such/text', expected 'python' or an existing",
+        ),
+        ({"space": tiny_space(training={"data": "/no/such.bin"})}, "/no/such.bin: no such file"),
     ],
 )
 def test_bad_input_is_one_line_and_nothing_is_written(tmp_path, settings, message):

@@ -12,6 +12,7 @@ def machine(monkeypatch):
     def make(cores, gpus=""):
         monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(cores)))
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", gpus)
+        monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
 
     return make
 
@@ -27,6 +28,13 @@ def test_fewer_workers_share_the_cores_out(machine):
     machine(cores=5)
     assert [slot.cores for slot in local_slots(2)] == [(0, 1), (2, 3)]
     assert local_slots(2)[0].threads == 2
+
+
+def test_threads_are_at_most_what_the_user_set(machine, monkeypatch):
+    machine(cores=8)
+    for asked, threads in (("1", 1), ("3", 3), ("64", 4), ("2,1", 2), ("many", 4), ("0", 4)):
+        monkeypatch.setenv("OMP_NUM_THREADS", asked)
+        assert [slot.threads for slot in local_slots(2)] == [threads, threads]
 
 
 def test_more_workers_than_cores_are_not_pinned(machine):
