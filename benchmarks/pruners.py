@@ -5,9 +5,10 @@
 
 A search is a ladder like that of `lab`: at each budget a study of phase 1 with 20 trainings and one of phase 2 with 14.
 Recorded curves (`curves.py`) are resampled: the curves of one seed, of each study three quarters at random, at most as
-many as a search trains, so that who is best changes as well, in a random order
-or (`--order sampler`) in that in which TriadSampler asks for them, told the recorded losses: the nearest recorded
-architecture that is left. BandPruner is given the studies before, as in a search; Optuna's pruners have no such thing.
+many as a search trains, so that who is best changes as well, in a random order or (`--order sampler`) in that in which
+TriadSampler asks for them, told the recorded losses: the nearest recorded architecture that is left. BandPruner is
+given the studies before, as in a search, and at each study's end its best with all seeds, which tells the noise;
+Optuna's pruners have no such thing.
 
 Saved: share of the ladder's FLOPs that were not trained. Stopped: share of the searches in which a trial was stopped
 that ends within 0.1 % of the least loss of its study, and in which that of the least loss was; recorded losses as they
@@ -49,6 +50,7 @@ SIZES = {1: 20, 2: 14}
 Parents = Sequence[optuna.Study]
 PRUNERS: dict[str, Callable[[int, Parents], BasePruner]] = {
     "Band": lambda points, parents: BandPruner(parents=parents),
+    "Band (0.995)": lambda points, parents: BandPruner(probability=0.995, parents=parents),
     "Band (0.99)": lambda points, parents: BandPruner(probability=0.99, parents=parents),
     "Band, no warm-up": lambda points, parents: BandPruner(warmup=0.0, parents=parents),
     "Band (0.95)": lambda points, parents: BandPruner(probability=0.95, parents=parents),
@@ -62,7 +64,7 @@ PRUNERS: dict[str, Callable[[int, Parents], BasePruner]] = {
 
 
 class Run(NamedTuple):
-    """A training: its losses on the grid, the loss by which it is judged, final losses with other seeds."""
+    """A training: its losses on the grid, the loss by which it is judged, final losses with all seeds."""
 
     losses: tuple[float, ...]
     judged: float
@@ -106,8 +108,12 @@ def recorded(path: Path, searches: int, density: int, order: str) -> Iterator[La
     """Ladders over recorded curves, each of one seed; `density`: every how many reports are read."""
     worlds: dict[int, dict[tuple[float, int], list[Recorded]]] = {}
     rows = json.loads(path.read_text(encoding="utf-8"))["data"]["runs"]
+    finals: dict[tuple[str, tuple[float, ...]], list[float]] = {}
     for row in rows:
-        run = Run(tuple(row["losses"][density - 1 :: density]), row["losses"][-1])
+        finals.setdefault((row["study"], tuple(row["unit"])), []).append(row["losses"][-1])
+    for row in rows:
+        repeats = tuple(finals[row["study"], tuple(row["unit"])])
+        run = Run(tuple(row["losses"][density - 1 :: density]), row["losses"][-1], repeats)
         world = worlds.setdefault(row["seed"], {})
         world.setdefault((row["compute"], row["phase"]), []).append(Recorded(run, tuple(row["unit"])))
     most = max(len(world) for world in worlds.values())

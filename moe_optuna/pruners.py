@@ -158,7 +158,7 @@ class BandPruner(BasePruner):
     def __init__(
         self,
         *,
-        probability: float = 0.995,
+        probability: float = 0.999,
         band: float = 0.001,
         noise: float | None = None,
         n_startup_trials: int = 2,

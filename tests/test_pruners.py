@@ -136,9 +136,9 @@ def test_saves_much_and_stops_no_band_member() -> None:
 
 def test_stops_nothing_before_enough_curves_have_finished() -> None:
     runs = [*curves(3, 0), (dict.fromkeys(range(1, POINTS + 1), 9.0), 9.0)]
-    states = [trial.state.name for trial in run_study(BandPruner(n_startup_trials=4), runs)]
+    states = [trial.state.name for trial in run_study(BandPruner(probability=0.99, n_startup_trials=4), runs)]
     assert states == ["COMPLETE"] * 4
-    assert run_study(BandPruner(n_startup_trials=3), runs)[3].state.name == "PRUNED"
+    assert run_study(BandPruner(probability=0.99, n_startup_trials=3), runs)[3].state.name == "PRUNED"
 
 
 def test_seed_noise_makes_it_more_careful() -> None:
