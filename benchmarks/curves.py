@@ -1,7 +1,7 @@
 """Record how the loss of real trainings falls: the curves on which `pruners.py --curves` judges pruners.
 
     python benchmarks/curves.py --space cpu --budgets 3 --seeds 0 1       # half an hour on one core; resumes
-    python benchmarks/curves.py --space lab --compute 1.25e12 2.5e12 5e12 --most 18 --seeds 0        # two hours
+    python benchmarks/curves.py --space lab --compute 2e12 4e12 --most 18 --seeds 0    # 80 minutes
 
 At each of the smallest budgets of a space, or at `--compute`: up to `--most` architectures of the phase-1 lattice, and
 of the phase-2 lattice of the space's reference triad, well spread over the reduced coordinates; each trained to its end
