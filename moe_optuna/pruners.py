@@ -183,12 +183,10 @@ class BandPruner(BasePruner):
         self._studies = tuple(parents)
 
     @cached_property
-    def _inherited(self) -> list[list[FrozenTrial]]:
-        return [study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)) for study in self._studies]
-
-    @cached_property
-    def _parents(self) -> list[list[Run]]:
-        return [finished_curves(trials) for trials in self._inherited]
+    def _inherited(self) -> tuple[list[list[Run]], list[tuple[float, int]]]:
+        """The parents' curves and the scatter of their repeats, by study."""
+        studies = [study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)) for study in self._studies]
+        return [finished_curves(trials) for trials in studies], [_scatter(trials) for trials in studies]
 
     def prune(self, study: Study, trial: FrozenTrial) -> bool:
         """Whether the trial should stop now."""
@@ -206,10 +204,14 @@ class BandPruner(BasePruner):
         last = max(max(curve) for curve, _ in finished)
         if step <= self._warmup * last or step >= last:  # at the last report nothing is left to save
             return False
-        ahead = forecast(trial.intermediate_values, finished, self._parents)
+        parents, scatters = self._inherited
+        ahead = forecast(trial.intermediate_values, finished, parents)
         if ahead is None:
             return False
-        noise = self._noise if self._noise is not None else _repeat_noise([trials, *self._inherited])
+        noise = self._noise
+        if noise is None:
+            squares, degrees = map(sum, zip(_scatter(trials), *scatters, strict=True))
+            noise = math.sqrt(squares / degrees) if degrees else 0.0
         bound = min(final for _, final in finished) * (1 + self._band)
         return ahead.above(bound, noise) >= self._probability
 
@@ -226,18 +228,16 @@ def finished_curves(trials: Sequence[FrozenTrial]) -> list[Run]:
     ]
 
 
-def _repeat_noise(studies: Sequence[Sequence[FrozenTrial]]) -> float:
-    """Pooled relative standard deviation of losses at equal parameters of the same study."""
-    groups: dict[tuple[object, ...], list[float]] = {}
-    for number, trials in enumerate(studies):
-        for trial in trials:
-            if trial.params and trial.value is not None and _positive(trial.value):
-                groups.setdefault((number, *sorted(trial.params.items())), []).append(math.log(trial.value))
+def _scatter(trials: Sequence[FrozenTrial]) -> tuple[float, int]:
+    """Squared relative deviations of losses at equal parameters from their means, added up, and their degrees of
+    freedom."""
+    groups: dict[tuple[tuple[str, object], ...], list[float]] = {}
+    for trial in trials:
+        if trial.params and trial.value is not None and _positive(trial.value):
+            groups.setdefault(tuple(sorted(trial.params.items())), []).append(math.log(trial.value))
     repeated = [np.array(values) for values in groups.values() if len(values) > 1]
-    if not repeated:
-        return 0.0
     squares = sum(float(((values - values.mean()) ** 2).sum()) for values in repeated)
-    return math.sqrt(squares / sum(len(values) - 1 for values in repeated))
+    return squares, sum(len(values) - 1 for values in repeated)
 
 
 def _positive(*losses: float) -> bool:

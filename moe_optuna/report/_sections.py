@@ -213,8 +213,12 @@ def sure(run: Run, figures: dict[str, Any]) -> Html | None:
     )
 
 
+def _told(each: Comparison) -> str:
+    return words.verdict(each.interval, each.found, each.consistent)
+
+
 def _judged(each: Comparison) -> Html:
-    told = words.verdict(each.interval, each.found, each.consistent)
+    told = _told(each)
     classes = {"inside": {"class_": "good"}, "missed": {"class_": "bad"}}
     return tag("span", told, **classes.get(told, {}))
 
@@ -240,8 +244,7 @@ def _verdict(run: Run) -> Html:
             "intervals say."
         )
     elif any(each.consistent for each in run.held_out):
-        told = [words.verdict(each.interval, each.found, each.consistent) for each in run.held_out]
-        met = [each.quantity for each, verdict in zip(run.held_out, told, strict=True) if verdict == "overlaps"]
+        met = [each.quantity for each in run.held_out if _told(each) == "overlaps"]
         sentences.append(
             f"Outside its predicted interval, though the interval of what was found meets it: {', '.join(met)}."
             if met

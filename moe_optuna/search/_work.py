@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from moe_optuna.architecture import MoEArchitecture
     from moe_optuna.space import Phase
 
-__all__ = ["Run", "Tally", "Work", "trained"]
+__all__ = ["Run", "Tally", "Work", "is_enqueued", "trained"]
 
 
 @dataclass(frozen=True)
@@ -60,10 +60,10 @@ class Work:
 
     def enqueued_before(self, trial: Trial) -> int | None:
         """The number of an earlier trial that was enqueued with the same seed, ``None`` without one."""
-        if not _is_enqueued(mine := self.frozen(trial)) or (seed := mine.user_attrs.get("seed")) is None:
+        if not is_enqueued(mine := self.frozen(trial)) or (seed := mine.user_attrs.get("seed")) is None:
             return None
         for other in self.study.get_trials(deepcopy=False)[: mine.number]:
-            if _is_enqueued(other) and other.user_attrs.get("seed") == seed:
+            if is_enqueued(other) and other.user_attrs.get("seed") == seed:
                 return other.number
         return None
 
@@ -144,7 +144,8 @@ class Tally:
         )
 
 
-def _is_enqueued(trial: FrozenTrial) -> bool:
+def is_enqueued(trial: FrozenTrial) -> bool:
+    """Whether the trial was asked for with its parameters, as repeats are."""
     return "fixed_params" in trial.system_attrs
 
 

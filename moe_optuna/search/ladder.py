@@ -31,7 +31,7 @@ from moe_optuna.search._runs import Runs
 from moe_optuna.search._slots import local_slots
 from moe_optuna.search._storage import hold, open_storage
 from moe_optuna.search._studies import FORMAT, Studies, refuse_others
-from moe_optuna.search._work import Tally, Work
+from moe_optuna.search._work import Tally, Work, is_enqueued
 
 if TYPE_CHECKING:
     from moe_optuna.laws import LadderLaws
@@ -299,7 +299,7 @@ class _Ladder:
         no trial has run it to its end."""
         study, phase = found.work.study, found.work.phase
         trials = study.get_trials(deepcopy=False)
-        queued = [trial for trial in trials if "fixed_params" in trial.system_attrs]
+        queued = [trial for trial in trials if is_enqueued(trial)]
         if queued:  # by an earlier run: what it chose stands
             params = queued[0].system_attrs["fixed_params"]
             first = queued[0].user_attrs["seed"] - self.studies.seed

@@ -72,8 +72,9 @@ class Corpus:
         Raises:
             InputError: Where the text or the vocabulary is not there, cannot be read or is too short.
         """
-        stamp = _stamp(recipe.data)
-        return _prepare(recipe.data, recipe.vocabulary, recipe.token_dtype, recipe.held_out, str(cache_folder()), stamp)
+        tokenised = _tokenised(recipe.data)
+        cache = str(cache_folder())
+        return _prepare(recipe.data, recipe.vocabulary, recipe.token_dtype, recipe.held_out, cache, tokenised)
 
     def windows(self, context_length: int) -> int:
         """Training windows of `context_length` tokens and the token after them."""
@@ -128,33 +129,41 @@ def find_text(recipe: Recipe) -> None:
     Raises:
         InputError: Where it is not there.
     """
-    files = _tokenised(Path(recipe.data))
-    if not files and recipe.data != "python":  # which is always there
+    if not _tokenised(recipe.data) and recipe.data != "python":  # which is always there
         source_files(recipe.data)
+
+
+def _tokenised(data: str) -> tuple[tuple[Path, int, int], ...]:
+    """The files that hold token ids, none where `data` is text, each with its size and time: they are mapped where they
+    lie, so that another content is read anew; text has been copied.
+
+    Raises:
+        InputError: Where one is missing.
+    """
+    path = Path(data)
+    if path.suffix != ".bin" and not (path / "train.bin").is_file():
+        return ()
+    if not path.exists():
+        raise InputError(f"{path}: no such file, expected an existing file", where="data")
+    files = [path] if path.is_file() else [path / "train.bin", path / "val.bin"]
     for file in files:
         if not file.is_file():
-            raise InputError("no such file", where=file)
-
-
-def _stamp(data: str) -> tuple[tuple[int, int], ...]:
-    """Size and time of the tokenised files that are mapped where they lie, so that another content is read anew; text
-    has been copied."""
-    files = _tokenised(Path(data))
-    return tuple((stat.st_size, stat.st_mtime_ns) for stat in (file.stat() for file in files if file.is_file()))
-
-
-def _tokenised(path: Path) -> list[Path]:
-    """The files of `data` that hold token ids; none where it is text."""
-    if path.suffix == ".bin":
-        return [path]
-    return [path / "train.bin", path / "val.bin"] if (path / "train.bin").is_file() else []
+            raise InputError("missing", where=file)
+    return tuple((file, stat.st_size, stat.st_mtime_ns) for file in files for stat in [file.stat()])
 
 
 @lru_cache(maxsize=8)
-def _prepare(data: str, vocabulary_name: str, token_dtype: str, held_out: float, cache: str, stamp: object) -> Corpus:
+def _prepare(
+    data: str,
+    vocabulary_name: str,
+    token_dtype: str,
+    held_out: float,
+    cache: str,
+    tokenised: tuple[tuple[Path, int, int], ...],
+) -> Corpus:
     vocabulary = load_vocabulary(vocabulary_name)
-    if files := _tokenised(Path(data)):
-        return _from_bin(Path(data), files, vocabulary, token_dtype, held_out)
+    if tokenised:
+        return _from_bin(Path(data), [file for file, *_ in tokenised], vocabulary, token_dtype, held_out)
     root, files = source_files(data)
     folder = Path(cache) / "corpora" / _key(data, root, files, vocabulary, held_out)
     if not (folder / "corpus.json").is_file():
@@ -226,12 +235,8 @@ def _from_bin(path: Path, files: list[Path], vocabulary: Vocabulary, token_dtype
 
     Bits per byte and ends of documents need a vocabulary; without one (``bytes`` and ids above 255) they are unknown.
     """
-    if not path.exists():
-        raise InputError(f"{str(path)!r}, expected an existing file", where="data")
     width = np.dtype(token_dtype).itemsize
     for file in files:
-        if not file.is_file():
-            raise InputError("missing", where=file)
         if file.stat().st_size == 0 or file.stat().st_size % width:
             raise InputError(f"{file.stat().st_size} bytes, expected a positive multiple of {width}", where=file)
     maps = [np.memmap(file, dtype=token_dtype, mode="r") for file in files]

@@ -168,7 +168,7 @@ class _Grid(pl.Callback):
         self.interrupted = interrupted
         self.file = checkpoint / _FILE if checkpoint is not None else None
         self.curve: list[tuple[float, float]] = []
-        self.stopped = self.agreed_only = False
+        self.stopped = False
         self.failure: TrainingFailure | None = None
         self.evaluation_seconds = 0.0
 
@@ -179,7 +179,8 @@ class _Grid(pl.Callback):
         if self.stem is not None and module.step == hyper.stable_steps and trainer.is_global_zero:
             self.save(module, self.stem, _of_stem(self.identity), [])
         if module.step not in self.data.report_steps:
-            if self.stopped or self.ask(module.step):
+            # Several devices must agree to stop, which they do at reports.
+            if self.stopped or (trainer.world_size == 1 and self.ask(module.step)):
                 trainer.should_stop = True
                 if self.file is not None:
                     self.save(module, self.file, self.identity, self.curve)
@@ -210,12 +211,12 @@ class _Grid(pl.Callback):
             self.save(module, self.file, self.identity, self.curve)
 
     def on_train_start(self, trainer: pl.Trainer, module: LanguageModelling) -> None:  # type: ignore[override]
-        self.agreed_only = trainer.world_size > 1  # all devices must agree, which they do at reports
-        module.interrupted = None if self.agreed_only else self.ask
+        if self.interrupted is not None and trainer.world_size == 1:
+            module.interrupted = self.ask
 
     def ask(self, step: int) -> bool:
         """Whether the training is to stop between reports; what is asked once is not asked again."""
-        self.stopped = not self.agreed_only and self.interrupted is not None and self.interrupted()
+        self.stopped = self.interrupted is not None and self.interrupted()
         return self.stopped
 
     def diagnostics(self, module: LanguageModelling) -> dict[str, float]:
