@@ -9,6 +9,7 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 from torch import Tensor
+from torch.nn import Parameter
 
 from moe_optuna.training._recipe import Recipe
 from moe_optuna.training.model import MoELanguageModel
@@ -46,8 +47,27 @@ class LanguageModelling(pl.LightningModule):
         self.load_total, self.load_recent = zeros, {index: zero.clone() for index, zero in zeros.items()}
         self._optimizer_state: dict[str, Any] | None = None
 
+    @property
+    def sharded(self) -> bool:
+        """Whether each device of the trial keeps a part of the parameters."""
+        return self.recipe.strategy == "fsdp" and self.trainer.world_size > 1
+
+    def configure_model(self) -> None:
+        if self.sharded:
+            from moe_optuna.training.sharded import shard
+
+            assert self.device_mesh is not None
+            shard(self.model, self.device_mesh["data_parallel"])
+
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        optimizer = FlatAdamW(parameter_groups(self.model, self.hyper))
+        groups = parameter_groups(self.model, self.hyper)
+        optimizer: torch.optim.Optimizer
+        if self.sharded:
+            from moe_optuna.training.sharded import ShardedAdamW
+
+            optimizer = ShardedAdamW(groups)
+        else:
+            optimizer = FlatAdamW(groups)
         if self._optimizer_state is not None:
             optimizer.load_state_dict(self._optimizer_state)
         return optimizer
@@ -56,6 +76,10 @@ class LanguageModelling(pl.LightningModule):
         self.load_total = {index: load.to(self.device) for index, load in self.load_total.items()}
         self.load_recent = {index: load.to(self.device) for index, load in self.load_recent.items()}
         self.average = [weight.to(self.device) for weight in self.average]
+        if self.sharded:
+            from moe_optuna.training.sharded import split_as
+
+            self.average = [split_as(*pair) for pair in zip(self.average, self.model.parameters(), strict=False)]
 
     def training_step(self, windows: list[Tensor], batch_index: int) -> None:
         optimizer: Any = self.optimizers(use_pl_optimizer=False)
@@ -98,18 +122,22 @@ class LanguageModelling(pl.LightningModule):
     @contextmanager
     def averaged(self) -> Iterator[None]:
         """Within it, the model has the averaged weights, where there are any."""
-        weights = list(self.model.parameters())
         if not self.average:
             yield
             return
+        weights = list(self.model.parameters())
         current = [weight.detach().clone() for weight in weights]
-        with torch.no_grad():
-            torch._foreach_copy_(weights, self.average)  # type: ignore[arg-type]
+        self._set(weights, self.average)
         try:
             yield
         finally:
-            with torch.no_grad():
-                torch._foreach_copy_(weights, current)  # type: ignore[arg-type]
+            self._set(weights, current)
+
+    @staticmethod
+    @torch.no_grad()
+    def _set(weights: list[Parameter], values: list[Tensor]) -> None:
+        for weight, value in zip(weights, values, strict=True):
+            weight.copy_(value)
 
     @torch.no_grad()
     def held_out_loss(self, windows: Tensor, sequences: int) -> float:
@@ -119,11 +147,14 @@ class LanguageModelling(pl.LightningModule):
         rank, world = self.trainer.global_rank, self.trainer.world_size
         total = torch.zeros(2, device=self.device, dtype=torch.float64 if self.device.type != "mps" else torch.float32)
         with self.averaged(), self.trainer.precision_plugin.forward_context():
-            for batch in windows[rank::world].split(sequences):  # type: ignore[no-untyped-call]
-                batch = batch.to(self.device)
+            own = windows[rank::world]
+            for first in range(0, len(windows[::world]), sequences):
+                batch = own[first : first + sequences]
+                # Where shards are gathered, every device makes as many forward passes as the others.
+                weight, batch = len(batch), (batch if len(batch) else windows[:1]).to(self.device)
                 loss, _ = self.model.loss(batch[:, :-1], batch[:, 1:])
-                total[0] += loss * len(batch)
-                total[1] += len(batch)
+                total[0] += loss * weight
+                total[1] += weight
         self.model.train()
         if world > 1:
             total = self.trainer.strategy.reduce(total, reduce_op="sum")
@@ -152,11 +183,17 @@ class LanguageModelling(pl.LightningModule):
         return found
 
     def state(self) -> dict[str, Any]:
-        """All that a resumed training needs."""
+        """All that a resumed training needs, whole: where parameters are sharded, every device is to ask."""
+        model, average = self.model.state_dict(), self.average
+        if self.sharded:
+            from moe_optuna.training.sharded import whole
+
+            model = {name: whole(weight) for name, weight in model.items()}
+            average = [whole(weight) for weight in average]
         return {
             "step": self.step,
-            "model": self.model.state_dict(),
-            "average": self.average,
+            "model": model,
+            "average": average,
             "load_total": self.load_total,
             "load_recent": self.load_recent,
             "optimizer": self.trainer.optimizers[0].state_dict(),

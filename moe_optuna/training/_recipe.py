@@ -16,7 +16,7 @@ _CHOICES = {
     "scores": ("sigmoid", "softmax"),
     "precision": ("auto", "float32", "bfloat16"),
     "token_dtype": ("uint16", "uint32"),
-    "strategy": ("ddp",),
+    "strategy": ("ddp", "fsdp"),
 }
 _FRACTIONS = ("held_out", "warmup", "decay", "average")
 _POSITIVE = ("learning_rate", "batch_tokens", "micro_batch_tokens", "reports", "report_windows", "final_windows")
@@ -49,8 +49,8 @@ class Recipe:
         report_windows, final_windows: Held-out windows evaluated at a report, and at the last one.
         data_seed: Order of the training windows, the same for all trials; ``None``: the trial's seed.
         precision: ``auto`` is bfloat16 where a GPU trains and float32 on a CPU.
-        strategy: Lightning's strategy where a trial has several devices: ``ddp``. A sharded one would need another
-            optimizer than one over flat memory.
+        strategy: Where a trial has several devices, ``ddp``: each has the whole model; or ``fsdp``: each keeps a part
+            of parameters, gradients and moments, for models that one device cannot hold.
     """
 
     data: str = "python"

@@ -136,7 +136,7 @@ def run(
         trainer = pl.Trainer(
             accelerator=accelerator,
             devices=devices,
-            strategy=recipe.strategy if devices > 1 else "auto",
+            strategy=_strategy(recipe.strategy, devices),
             precision=_precision(recipe.precision, accelerator),  # type: ignore[arg-type]
             max_epochs=1,
             callbacks=[grid],
@@ -176,7 +176,7 @@ class _Grid(pl.Callback):
         self, trainer: pl.Trainer, module: LanguageModelling, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         hyper, reports = module.hyper, len(self.data.report_steps)
-        if self.stem is not None and module.step == hyper.stable_steps and trainer.is_global_zero:
+        if self.stem is not None and module.step == hyper.stable_steps:
             self.save(module, self.stem, _of_stem(self.identity), [])
         if module.step not in self.data.report_steps:
             # Several devices must agree to stop, which they do at reports.
@@ -207,7 +207,7 @@ class _Grid(pl.Callback):
         if not trainer.strategy.broadcast(go_on):
             self.stopped = not final
             trainer.should_stop = True
-        if self.file is not None and trainer.is_global_zero:
+        if self.file is not None:
             self.save(module, self.file, self.identity, self.curve)
 
     def on_train_start(self, trainer: pl.Trainer, module: LanguageModelling) -> None:  # type: ignore[override]
@@ -231,7 +231,7 @@ class _Grid(pl.Callback):
     def save(
         self, module: LanguageModelling, file: Path, identity: dict[str, Any], curve: list[tuple[float, float]]
     ) -> None:
-        """Write the state so that a reader sees the old file or the new one, never a part."""
+        """Write the state so that a reader sees the old file or the new one, never a part; the first process does."""
         state = {
             "format": FORMAT,
             "identity": identity,
@@ -239,6 +239,8 @@ class _Grid(pl.Callback):
             "random": torch.get_rng_state(),
             **module.state(),
         }
+        if not module.trainer.is_global_zero:
+            return
         file.parent.mkdir(parents=True, exist_ok=True)
         unfinished = file.with_suffix(f".{os.getpid()}")
         torch.save(state, unfinished)
@@ -319,6 +321,16 @@ def _accelerator(device: str) -> str:
     if device == "cuda" and not torch.cuda.is_available():
         raise InputError("cuda, but torch finds no GPU", where="device")
     return "cuda" if device != "cpu" and torch.cuda.is_available() else "cpu"
+
+
+def _strategy(name: str, devices: int) -> Any:
+    if devices == 1:
+        return "auto"
+    if name == "ddp":
+        return name
+    from moe_optuna.training.sharded import sharded_strategy  # seconds, which no other trial pays
+
+    return sharded_strategy(devices)
 
 
 def _precision(name: str, accelerator: str) -> str:

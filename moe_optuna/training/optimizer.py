@@ -9,7 +9,10 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-__all__ = ["FlatAdamW"]
+__all__ = ["BETAS", "CLIP", "EPS", "FlatAdamW"]
+
+BETAS, EPS = (0.9, 0.95), 1e-8
+CLIP = 1.0  # greatest norm of the gradient
 
 
 class FlatAdamW(Optimizer):
@@ -29,9 +32,9 @@ class FlatAdamW(Optimizer):
         self,
         groups: list[dict[str, Any]],
         *,
-        betas: tuple[float, float] = (0.9, 0.95),
-        eps: float = 1e-8,
-        clip: float = 1.0,
+        betas: tuple[float, float] = BETAS,
+        eps: float = EPS,
+        clip: float = CLIP,
     ) -> None:
         super().__init__(groups, {"lr": 1e-3, "weight_decay": 0.0})
         self.betas, self.eps, self.clip = betas, eps, clip

@@ -85,9 +85,11 @@ def test_a_training_on_a_worker_is_the_training_here_also_when_interrupted(execu
     assert end["result"]["stopped"] is False
 
 
-def test_a_trial_on_two_devices_stops_on_both_at_the_same_report(executor, phase, tmp_path):
-    """Two processes of DDP on CPUs: rank 0 asks, both stop, nothing hangs, and the worker goes on."""
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_a_trial_on_two_devices_stops_on_both_at_the_same_report(executor, phase, tmp_path, strategy):
+    """Two processes on CPUs: rank 0 asks, both stop, nothing hangs; the worker goes on, also with the same trial."""
     both = task(phase, tmp_path / "both") | {"devices": 2, "device": "cpu"}
+    both["recipe"]["strategy"] = strategy
     executor.send(0, {"run": both})
     answers = iter([True, False])
     reports, end = [], None
@@ -103,8 +105,11 @@ def test_a_trial_on_two_devices_stops_on_both_at_the_same_report(executor, phase
     executor.send(0, {"run": task(phase, tmp_path / "alone")})
     alone, end = talk(executor)
     assert end["result"]["stopped"] is False
+    executor.send(0, {"run": both})
+    rest, end = talk(executor)
+    assert end["result"]["stopped"] is False
     # The same sequences a step, summed in another order: the single process' losses.
-    assert [loss for _, loss in alone[:2]] == pytest.approx([loss for _, loss in reports], rel=2e-5)
+    assert [loss for _, loss in alone] == pytest.approx([loss for _, loss in reports + rest], rel=2e-5)
 
 
 def test_a_text_that_has_changed_is_refused(executor, phase, tmp_path):
