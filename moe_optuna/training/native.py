@@ -16,7 +16,7 @@ import re
 import shutil
 import subprocess
 import tempfile
-from functools import lru_cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -113,10 +113,17 @@ def takes(x: Tensor) -> bool:
 
 
 def _call(name: str, *arguments: Any) -> None:
+    function, count = _function(name)
+    values = [a.data_ptr() if isinstance(a, Tensor) else a for a in arguments]
+    assert len(values) + 1 == count, name  # ctypes lets surplus arguments pass
+    function(*values, torch.get_num_threads())
+
+
+@cache
+def _function(name: str) -> tuple[Any, int]:
+    """A function of the library and the number of its arguments."""
     function = getattr(library(), name)
-    values = [a.data_ptr() if isinstance(a, Tensor) else a for a in (*arguments, torch.get_num_threads())]
-    assert len(values) == len(function.argtypes), name  # ctypes lets surplus arguments pass
-    function(*values)
+    return function, len(function.argtypes)
 
 
 def _ints(*shape: int) -> Tensor:

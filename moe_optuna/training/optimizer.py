@@ -86,6 +86,11 @@ class FlatAdamW(Optimizer):
             )
         return loss
 
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Forget the gradients; torch's own looks for more than there is here, and takes as long as a small layer."""
+        for parameter in self.parameters:
+            parameter.grad = None
+
     def state_dict(self) -> dict[str, Any]:
         """Moments and step count; parameters are the model's to save."""
         return {"moments": self.memory[2:], "steps": self.steps}
