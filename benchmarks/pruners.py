@@ -50,10 +50,10 @@ SIZES = {1: 20, 2: 14}
 Parents = Sequence[optuna.Study]
 PRUNERS: dict[str, Callable[[int, Parents], BasePruner]] = {
     "Band": lambda points, parents: BandPruner(parents=parents),
-    "Band (0.995)": lambda points, parents: BandPruner(probability=0.995, parents=parents),
+    "Band (0.999)": lambda points, parents: BandPruner(probability=0.999, parents=parents),
     "Band (0.99)": lambda points, parents: BandPruner(probability=0.99, parents=parents),
-    "Band, no warm-up": lambda points, parents: BandPruner(warmup=0.0, parents=parents),
     "Band (0.95)": lambda points, parents: BandPruner(probability=0.95, parents=parents),
+    "Band, no warm-up": lambda points, parents: BandPruner(warmup=0.0, parents=parents),
     "Band, no parents": lambda points, parents: BandPruner(),
     "Median": lambda points, parents: MedianPruner(),
     "Percentile (25)": lambda points, parents: PercentilePruner(25.0),
@@ -161,6 +161,7 @@ def replay(ladder: Ladder, name: str) -> tuple[float, int, int, float]:
     for compute, runs in ladder:
         points = len(runs[0].losses)
         study = optuna.create_study(pruner=PRUNERS[name](points, tuple(parents)))
+        study.set_user_attr("compute", compute)
         best = min(run.judged for run in runs)
         for run in runs:
             trial = study.ask()

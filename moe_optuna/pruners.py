@@ -35,6 +35,8 @@ DEGREES = 3.0
 """What `SPREAD` weighs, in trials."""
 PARENTS = 30
 """What the parents weigh at most, in trials."""
+LEVEL = 4.0
+"""What one at the same budget tells of a study's level at most, in trials."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +67,12 @@ class Forecast:
         return self.loss * math.exp(-reach), self.loss * math.exp(reach)
 
 
-def forecast(running: Curve, finished: Sequence[Run], parents: Sequence[Sequence[Run]] = ()) -> Forecast | None:
+def forecast(
+    running: Curve,
+    finished: Sequence[Run],
+    parents: Sequence[Sequence[Run]] = (),
+    sisters: Sequence[Sequence[Run]] = (),
+) -> Forecast | None:
     """Predict where a curve ends, from the curves of finished trials on the same grid.
 
     What is common to the trials of a study, the fall of the learning rate at the end above all, is in every curve;
@@ -76,14 +83,16 @@ def forecast(running: Curve, finished: Sequence[Run], parents: Sequence[Sequence
 
     with x the lower of the last two log losses, so that a spike is not believed before it has lasted. Slope and
     variance are shared with the parents, whose trials count as one each, `PARENTS` at most; `a` is a study's own, so
-    that its level may be anything. What is behind at s may fall back or catch up: b is held near 1, the variance near a
-    spread that vanishes towards the end (`SPREAD`), and with few trials they stay there. Given these, Bayesian linear
-    regression (Gelman et al., Bayesian Data Analysis, chapter 14).
+    that its level may be anything, and leans on nothing but that of studies at the same budget. What is behind at s may
+    fall back or catch up: b is held near 1, the variance near a spread that vanishes towards the end (`SPREAD`), and
+    with few trials they stay there. Given these, Bayesian linear regression (Gelman et al., Bayesian Data Analysis,
+    chapter 14).
 
     Args:
         running: Losses reported so far.
         finished: Curves of finished trials of the same study, each with its final loss.
-        parents: The same of studies at other budgets or of other phases, by study.
+        parents: The same of other studies, by study.
+        sisters: Those of the parents that have the study's budget.
 
     Returns:
         The forecast, or ``None`` where fewer than two finished curves have the running one's last step.
@@ -94,7 +103,9 @@ def forecast(running: Curve, finished: Sequence[Run], parents: Sequence[Sequence
     own = _table(finished, step)
     if len(own) < 2:
         return None
-    level = own.mean(0)
+    levels = [own, *(table for sister in sisters if len(table := _table(sister, step)))]
+    weights = [len(own), *(1 / (1 / len(table) + 1 / LEVEL) for table in levels[1:])]
+    level = np.average([table.mean(0) for table in levels], axis=0, weights=weights)
     gap = _reached(running, step) - level[0]
     tables = [table for parent in parents if len(table := _table(parent, step)) > 1]
     weight = min(1.0, PARENTS / max(1, sum(map(len, tables))))
@@ -108,7 +119,7 @@ def forecast(running: Curve, finished: Sequence[Run], parents: Sequence[Sequence
         precision = float(x @ x) + variance / SLOPE**2
         slope = 1 + float(x @ (y - x)) / precision
         variance = (squares + float(((y - slope * x) ** 2).sum())) / degrees
-    spread = variance * (1 + 1 / len(own) + gap**2 / precision)
+    spread = variance * (1 + 1 / sum(weights) + gap**2 / precision)
     return Forecast(math.exp(level[1] + slope * gap), math.sqrt(spread), degrees)
 
 
@@ -149,7 +160,8 @@ class BandPruner(BasePruner):
         n_startup_trials: Finished trials before the first stop.
         warmup: Share of the grid up to which nothing is stopped.
         parents: Studies of other phases, or at smaller budgets, on the same grid: they say how much a gap on the way
-            is worth at the end. Read once, when first needed.
+            is worth at the end. Those with the study's own `compute` (a user attribute, in FLOPs) also say how far
+            losses have to fall. Read once, when first needed.
 
     Raises:
         InputError: Where an argument is out of its range, or a study maximises.
@@ -158,7 +170,7 @@ class BandPruner(BasePruner):
     def __init__(
         self,
         *,
-        probability: float = 0.999,
+        probability: float = 0.98,
         band: float = 0.001,
         noise: float | None = None,
         n_startup_trials: int = 2,
@@ -205,7 +217,13 @@ class BandPruner(BasePruner):
         if step <= self._warmup * last or step >= last:  # at the last report nothing is left to save
             return False
         parents, scatters = self._inherited
-        ahead = forecast(trial.intermediate_values, finished, parents)
+        budget = study.user_attrs.get("compute")
+        sisters = [
+            curves
+            for curves, parent in zip(parents, self._studies, strict=True)
+            if budget is not None and parent.user_attrs.get("compute") == budget
+        ]
+        ahead = forecast(trial.intermediate_values, finished, parents, sisters)
         if ahead is None:
             return False
         noise = self._noise

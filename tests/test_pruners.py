@@ -102,6 +102,48 @@ def test_parents_sharpen_a_forecast_whatever_their_level() -> None:
     assert high - low < 0.75 * (alone.interval()[1] - alone.interval()[0])
 
 
+def test_a_study_at_the_same_budget_tells_the_level_too() -> None:
+    # With two curves of its own the fall of the learning rate is hardly known; a sister's is the same.
+    finished, sister, (curve, _) = curves(2, 11), curves(25, 12), curves(1, 13)[0]
+    running = {step: loss for step, loss in curve.items() if step <= 8}
+    parent, related = forecast(running, finished, [sister]), forecast(running, finished, [sister], [sister])
+    assert parent is not None
+    assert related is not None
+    assert related.scale < 0.9 * parent.scale
+    assert related.degrees == parent.degrees
+    # Its level counts, of which other parents are free.
+    raised = [({step: 1.1 * loss for step, loss in each.items()}, 1.2 * final) for each, final in sister]
+    moved = forecast(running, finished, [raised], [raised])
+    assert moved is not None
+    assert moved.loss > 1.02 * related.loss
+
+
+@pytest.mark.parametrize(("compute", "is_sister"), [(1e12, True), (2e12, False), (None, False)])
+def test_sisters_are_the_parents_with_the_study_s_budget(compute: float | None, is_sister: bool) -> None:
+    """Asked for a probability between what the forecasts with and without a sister give, the pruner does as either."""
+
+    def study(runs: list[tuple[dict[int, float], float]], budget: float | None) -> optuna.Study:
+        made = optuna.create_study()
+        if budget is not None:
+            made.set_user_attr("compute", budget)
+        for curve, final in runs:
+            made.add_trial(optuna.trial.create_trial(value=final, intermediate_values=curve))
+        return made
+
+    finished, sister, (curve, _) = curves(2, 11), curves(25, 12), curves(1, 13)[0]
+    running = {step: 1.02 * loss for step, loss in curve.items() if step <= 8}
+    bound = 1.001 * min(final for _, final in finished)
+    forecasts = forecast(running, finished, [sister], [sister]), forecast(running, finished, [sister])
+    related, unrelated = (ahead.above(bound) for ahead in forecasts if ahead is not None)
+    assert 0.5 < unrelated < related < 1
+    own = study(finished, compute)
+    trial = own.ask()
+    for step, loss in running.items():
+        trial.report(loss, step)
+    pruner = BandPruner(probability=(related + unrelated) / 2, noise=0.0, parents=[study(sister, 1e12)])
+    assert pruner.prune(own, own.trials[trial.number]) is is_sister
+
+
 def run_study(
     pruner: optuna.pruners.BasePruner, runs: list[tuple[dict[int, float], float]]
 ) -> list[optuna.trial.FrozenTrial]:
