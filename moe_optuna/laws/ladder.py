@@ -210,27 +210,42 @@ def _hold_out(
         }
     return {
         "compute": compute,
-        "loss": _held_out_loss(others, shared),
+        "loss": _held_out_loss(others, shared, table, ladder.noise),
         "axes": axes,
         **_score_runs(others, table, compute),
     }
 
 
-def _held_out_loss(others: LadderLaws, found: list[FittedAxis]) -> dict[str, Any] | None:
-    """The least loss of the largest budget in its last phase that smaller ones have too, predicted and found."""
+def _held_out_loss(
+    others: LadderLaws, found: list[FittedAxis], table: Mapping[str, NDArray[Any]], noise: float
+) -> dict[str, Any] | None:
+    """The least loss of the largest budget in its last phase that smaller ones have too, predicted and found.
+
+    Found is the mean of the architecture that was trained most often there, at least twice: a search repeats what it
+    recommends. Without repeats it is the fit's, which is `pooled` with the runs of other budgets where there are few.
+    """
     if not found:
         return None
     last = max(found, key=lambda fitted: fitted.phase)
     draws = others.phases[last.phase].level([last.compute])[:, 0]
-    span = interval(draws[1:])
+    span, loss, loss_span, pooled = interval(draws[1:]), last.loss, last.loss_interval, last.pooled
+    rows = (table["phase"] == last.phase) & (table["compute"] == last.compute) & ~table["censored"]
+    groups, counts = np.unique(table["group"][rows], return_counts=True)
+    trainings = int(counts.max())
+    if trainings > 1:
+        loss = float(table["loss"][rows & (table["group"] == groups[counts.argmax()])].mean())
+        reach = 1.96 * noise / trainings**0.5
+        loss_span, pooled = (loss * (1 - reach), loss * (1 + reach)), False
     return {
         "phase": last.phase,
         "predicted": float(draws[0]),
         "interval": list(span),
-        "found": last.loss,
-        "found_interval": list(last.loss_interval),
-        "error": float(draws[0]) / last.loss - 1,
-        "consistent": _overlap(span, last.loss_interval),
+        "found": loss,
+        "found_interval": list(loss_span),
+        "pooled": pooled,
+        "trainings": trainings,
+        "error": float(draws[0]) / loss - 1,
+        "consistent": _overlap(span, loss_span),
     }
 
 

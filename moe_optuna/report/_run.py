@@ -80,6 +80,8 @@ class Comparison:
         band: The predicted near-optimal band, where it is an axis.
         found, found_interval: The outcome with its 95 % interval, where it has one.
         band_widths: How many widths of the band that was found the prediction is off, where it is an axis.
+        pooled: Whether what was found leans on the runs of the smaller budgets too.
+        trainings: How often the architecture was trained whose mean was found; 0 where it is a fit's.
     """
 
     quantity: str
@@ -89,6 +91,8 @@ class Comparison:
     found: float
     found_interval: Interval | None
     band_widths: float | None
+    pooled: bool = False
+    trainings: int = 0
 
     @property
     def error(self) -> float:
@@ -242,6 +246,8 @@ def _comparisons(data: Any, path: Path) -> tuple[Comparison, ...]:
                 band_widths=_number_above(-math.inf, off)
                 if (off := each.get("error_in_band_widths")) is not None
                 else None,
+                pooled=bool(each.get("pooled")),
+                trainings=trainings if (trainings := int(each.get("trainings", 0))) > 1 else 0,
             )
             for name, each in entries.items()
         )

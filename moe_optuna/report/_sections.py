@@ -116,7 +116,8 @@ def answer(run: Run) -> Html | None:
             tag("h3", "The near-optimal band"),
             tag(
                 "p",
-                "Any value in the band predicts a loss within 0.1 % of the least: choose by your hardware inside it.",
+                "Any value in the band predicts a loss within 0.1 % of the least, the others at their best: choose by "
+                "your hardware inside it.",
             ),
             _band(run, plan),
         ]
@@ -214,12 +215,12 @@ def sure(run: Run, figures: dict[str, Any]) -> Html | None:
 
 
 def _told(each: Comparison) -> str:
-    return words.verdict(each.interval, each.found, each.consistent)
+    return words.verdict(each.interval, each.found, each.consistent, pooled=each.pooled)
 
 
 def _judged(each: Comparison) -> Html:
     told = _told(each)
-    classes = {"inside": {"class_": "good"}, "missed": {"class_": "bad"}}
+    classes = {"inside": {"class_": "good"}, "missed": {"class_": "bad"}, "missed, pooled": {"class_": "bad"}}
     return tag("span", told, **classes.get(told, {}))
 
 
@@ -228,8 +229,9 @@ def _verdict(run: Run) -> Html:
     where = f"the largest budget ({words.compute(run.budgets[-1])} FLOPs)" if run.budgets else "the largest budget"
     sentences = [
         f"Without the runs of {where}, the smaller ones predict a loss of {words.value('loss', each.predicted)} "
-        f"({words.interval('loss', each.interval)}) nats per token; the search found "
-        f"{words.value('loss', each.found)}: off by {words.signed(each.error)}."
+        f"({words.interval('loss', each.interval)}) nats per token; "
+        + (f"the architecture recommended there, trained {each.trainings} times, " if each.trainings else "the search ")
+        + f"found {words.value('loss', each.found)}: off by {words.signed(each.error)}."
         for each in run.held_out
         if each.quantity == "loss"
     ]
@@ -244,12 +246,14 @@ def _verdict(run: Run) -> Html:
             "intervals say."
         )
     elif any(each.consistent for each in run.held_out):
-        met = [each.quantity for each in run.held_out if _told(each) == "overlaps"]
+        met = [each.quantity for each in run.held_out if _told(each).startswith("overlaps")]
         sentences.append(
             f"Outside its predicted interval, though the interval of what was found meets it: {', '.join(met)}."
             if met
             else "Everything that was found lies inside its predicted interval."
         )
+    if any(each.pooled for each in run.held_out):
+        sentences.append(f"{words.POOLED[0].upper()}{words.POOLED[1:]}.")
     if run.score.get("coverage") is not None:
         scored = run.score["rows"]
         complete = sum(t.state == "complete" for t in run.select(compute=run.budgets[-1])) if run.budgets else scored
@@ -316,7 +320,7 @@ def alternatives(run: Run) -> Html | None:
     if run.blueprint is None:
         return None
     if not run.blueprint.alternatives:
-        return tag("p", "None: inside the band no other architecture of the space suits the hardware better.")
+        return tag("p", "None: no other architecture within 0.1 % of its predicted loss suits the hardware better.")
     rows = []
     for each in run.blueprint.alternatives:
         a, counts = each.architecture, each.architecture.non_embedding
@@ -336,8 +340,8 @@ def alternatives(run: Run) -> Html | None:
         )
     columns = ("better at", "d_model", "layers", "experts", "d_expert", "M", "Na", "N", "predicted loss, 95 %")
     text = (
-        "All lie inside the band. Layers are dense + MoE, experts active of routed + shared, counts non_embedding; the "
-        "loss is over the blueprint's, by the laws."
+        "All are within 0.1 % of the blueprint's predicted loss. Layers are dense + MoE, experts active of routed + "
+        "shared, counts non_embedding; the loss is over the blueprint's, by the laws."
     )
     return join([tag("p", text), table(columns, rows)])
 

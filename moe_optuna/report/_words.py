@@ -144,13 +144,19 @@ def value(word: str, x: float) -> str:
     return number(x)
 
 
-def verdict(interval: Sequence[float] | None, found: float, consistent: bool | None) -> str:
-    """Of a prediction: its interval holds what was found, only meets the interval of that, or misses both."""
+POOLED = (
+    "pooled: the largest budget has too few trainings for an optimum of its own, so that what was found is that of the "
+    "law of all budgets, and agrees the more easily"
+)
+
+
+def verdict(interval: Sequence[float] | None, found: float, consistent: bool | None, *, pooled: bool = False) -> str:
+    """Of a prediction: its interval holds what was found, only meets the interval of that, or misses both; and whether
+    what was found leans on the runs behind the prediction too (`POOLED`)."""
     if interval is None or consistent is None:
         return "no interval"
-    if interval[0] <= found <= interval[1]:
-        return "inside"
-    return "overlaps" if consistent else "missed"
+    inside = interval[0] <= found <= interval[1]
+    return ("inside" if inside else "overlaps" if consistent else "missed") + (", pooled" if pooled else "")
 
 
 def interval(word: str, ends: Sequence[float] | None) -> str:

@@ -63,7 +63,7 @@ def render_plan(payload: Payload) -> RenderableType:
         "near-optimal band: within 0.1 % of the least loss": _band(payload),
     }
     if payload["alternatives"]:
-        sections["alternatives inside the band"] = _alternatives(payload["alternatives"])
+        sections["alternatives within 0.1 % of its loss"] = _alternatives(payload["alternatives"])
     return Group(_sections(sections), *_notes(payload))
 
 
@@ -265,8 +265,8 @@ def _alternatives(alternatives: Sequence[Payload]) -> Table:
     )
 
 
-def _held_out(entries: Mapping[str, Payload]) -> Table:
-    return _rows(
+def _held_out(entries: Mapping[str, Payload]) -> RenderableType:
+    table = _rows(
         ["quantity", "predicted", "95 % interval", "found", "95 % interval", "verdict"],
         (
             [
@@ -275,8 +275,10 @@ def _held_out(entries: Mapping[str, Payload]) -> Table:
                 words.interval(name, each["interval"]),
                 words.value(name, each["found"]),
                 words.interval(name, each.get("found_interval")),
-                words.verdict(each["interval"], each["found"], each.get("consistent")),
+                words.verdict(each["interval"], each["found"], each.get("consistent"), pooled=bool(each.get("pooled"))),
             ]
             for name, each in entries.items()
         ),
     )
+    pooled = any(each.get("pooled") for each in entries.values())
+    return Group(table, Text(words.POOLED, style="dim")) if pooled else table

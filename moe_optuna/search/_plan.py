@@ -1,8 +1,8 @@
 """From a compute budget and the laws to one architecture, its band, and others that are as good.
 
 The laws give the triad; the search space gives every integer architecture that meets it; the laws give the predicted
-excess of loss of each over the best, and the least one is the blueprint. Alternatives are those inside the
-near-optimal band that suit the hardware better in some way that the loss does not see.
+excess of loss of each over the least, and the best one is the blueprint. Alternatives are those within the
+near-optimal band's 0.1 % of the blueprint's loss that suit the hardware better in some way that the loss does not see.
 """
 
 from __future__ import annotations
@@ -79,7 +79,9 @@ def plan(compute: float, *, laws: LadderLaws | None = None, space: SearchSpace |
 
     loss = None
     if laws.knows_loss:
-        loss, intervals["predicted_loss"] = laws.predict("loss", compute)
+        times = 1 + float(excess[best])
+        least, (low, high) = laws.predict("loss", compute)
+        loss, intervals["predicted_loss"] = least * times, (low * times, high * times)
     bands = {axis: laws.band(axis, compute) for axis in AXES if axis in laws.axes_known}
     architecture = _architecture(space, candidates, best)
     return Blueprint(
@@ -96,7 +98,12 @@ def plan(compute: float, *, laws: LadderLaws | None = None, space: SearchSpace |
         intervals=intervals,
         source=laws.source,
         space=space.name,
-        notes=(*_reach(laws, compute), *notes, *_outside(architecture, bands, met=triad is wanted)),
+        notes=(
+            *_reach(laws, compute),
+            *notes,
+            *_outside(architecture, bands, met=triad is wanted),
+            *_above(float(excess[best])),
+        ),
         held_out=laws.held_out,
     )
 
@@ -106,11 +113,21 @@ def _outside(architecture: MoEArchitecture, bands: Mapping[str, tuple[Span, ...]
     or, not `met`, another."""
     why = "the band goes with the triad of the laws, which the space does not have"
     if met:
-        why = "the lattice has no architecture inside that meets the triad as well"
+        why = "of the architectures that meet the triad, one inside has a greater predicted loss, or none is"
     return [
         f"{axis} {value:.4g} lies outside its near-optimal band, {low:.4g} to {high:.4g}: {why}"
         for axis, ((low, high), *_) in bands.items()
         if not low <= (value := getattr(architecture, axis)) <= high
+    ]
+
+
+def _above(excess: float) -> list[str]:
+    """How far the architecture is from the laws' optimum, where that is more than the band."""
+    if excess <= BAND:
+        return []
+    return [
+        f"its predicted loss is {excess:.2%} above the least that the laws allow: no architecture that meets the triad "
+        f"is within {BAND:.1%}"
     ]
 
 
@@ -212,7 +229,8 @@ _WISHES: tuple[tuple[_Wish, ...], ...] = (
 def _alternatives(
     space: SearchSpace, laws: LadderLaws, compute: float, columns: Columns, score: Floats, best: int
 ) -> tuple[Alternative, ...]:
-    """For each wish that the blueprint itself does not fulfil, the least-loss architecture of the band that does."""
+    """For each wish that the blueprint itself does not fulfil, the least-loss architecture that does, of those within
+    the band's width of the blueprint's loss."""
     near = np.flatnonzero(score <= score[best] + BAND)
     inside = {name: column[near] for name, column in columns.items()}
     own = int(np.flatnonzero(near == best)[0])

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import optuna
 
 from moe_optuna.errors import InputError
+from moe_optuna.files import SPACE_FILE
 from moe_optuna.triad import Tolerances, Triad
 
 if TYPE_CHECKING:
@@ -26,15 +27,27 @@ __all__ = ["FORMAT", "Studies", "refuse_others"]
 FORMAT = 1
 
 
-def refuse_others(storage: BaseStorage, space: SearchSpace, out: Path) -> None:
-    """A folder's journal is of one search.
+def refuse_others(storage: BaseStorage, space: SearchSpace, out: Path, *, shared: bool) -> None:
+    """A folder is of one search, and so is its journal; a `shared` storage may hold others.
 
     Raises:
-        InputError: Where it holds studies of a space of another name.
+        InputError: Where the folder has the files of another search, or of one that another storage holds.
     """
-    names = {name.split("/")[0] for name in optuna.get_all_study_names(storage)} - {space.name}
-    if names:
-        raise InputError(f"holds the search of {', '.join(sorted(names))}; expected another folder", where=out)
+    from moe_optuna.space import SearchSpace
+
+    names = {name.split("/")[0] for name in optuna.get_all_study_names(storage)}
+    if not shared and (others := names - {space.name}):
+        raise InputError(f"holds the search of {', '.join(sorted(others))}; expected another folder", where=out)
+    if (out / "runs.csv").is_file() and space.name not in names:
+        raise InputError(
+            "holds the runs of a search that is not in this storage; expected its --storage (none where the folder has"
+            " a journal.log), or another folder",
+            where=out,
+        )
+    kept = out / SPACE_FILE
+    if kept.is_file() and (before := SearchSpace.load(kept)).to_dict() != space.to_dict():
+        of = f"another space that is also called {space.name!r}" if before.name == space.name else f"{before.name}"
+        raise InputError(f"holds a search of {of}; expected the same space, or another folder", where=out)
 
 
 @dataclass

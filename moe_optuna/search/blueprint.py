@@ -24,7 +24,7 @@ Span = tuple[float, float]
 
 @dataclass(frozen=True)
 class Alternative:
-    """Another architecture inside the band.
+    """Another architecture, within 0.1 % of the blueprint's predicted loss.
 
     Attributes:
         why: What it is better at.
@@ -54,8 +54,8 @@ class Blueprint:
         architecture: The lattice architecture of the least predicted loss.
         band: For each axis the values within 0.1 % of the least loss, by the laws.
         band_intervals: For each axis the 95 % intervals of both edges.
-        alternatives: Architectures inside the band that suit the hardware better.
-        predicted_loss: Nats per token, or None with the reason in `no_loss`.
+        alternatives: Architectures within 0.1 % of its predicted loss that suit the hardware better.
+        predicted_loss: Of the architecture, nats per token, or None with the reason in `no_loss`.
         intervals: 95 % intervals of what the laws give.
         source: Where the laws are from.
         notes: What a reader should know about this answer.

@@ -138,8 +138,7 @@ def search(
             stack.enter_context(hold(folder))
         store = open_storage(storage, folder, workers=len(slots) or workers or 2)
         make_folder(folder)
-        if storage is None:
-            refuse_others(store, space, folder)
+        refuse_others(store, space, folder, shared=storage is not None)
         stack.enter_context(_quiet_optuna())
         stack.enter_context(_one_thread())
         running: Executor

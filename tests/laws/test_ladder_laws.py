@@ -141,6 +141,27 @@ def test_the_largest_budget_is_held_out_and_compared() -> None:
         assert held_out["axes"][name]["consistent"]
 
 
+def test_the_held_out_loss_is_that_of_the_repeated_architecture_alone() -> None:
+    """Where the largest budget's losses are moved, what is found there moves as much, however few they are."""
+    table = runs([1e18, 3e18, 1e19], (8, 24, 16), 0.001, 1)
+    few = (table["compute"] < 1e19) | (np.arange(len(table["loss"])) % 8 == 0)
+    table = {name: column[few] for name, column in table.items()}
+    table |= {name: np.arange(few.sum()) for name in ("d_dense", "d_expert", "d_head")}  # no two alike so far
+    last = np.flatnonzero((table["compute"] == 1e19) & (table["phase"] == 2))
+    best = last[table["loss"][last].argmin()]
+    repeated = {name: np.append(column, column[[best, best]]) for name, column in table.items()}
+    for times in (1.0, 1.05):
+        repeated["loss"] = np.append(table["loss"], table["loss"][best] * np.array([1.001, 0.996]))
+        repeated["loss"] = np.where(repeated["compute"] == 1e19, times * repeated["loss"], repeated["loss"])
+        found = fit_ladder(repeated).held_out["loss"]
+        assert (found["trainings"], found["pooled"]) == (3, False)
+        assert found["found"] == pytest.approx(times * table["loss"][best] * (1 + 1.001 + 0.996) / 3)
+        assert found["found_interval"][0] < found["found"] < found["found_interval"][1]
+        assert found["consistent"] is (times == 1.0)
+    alone = fit_ladder(table).held_out["loss"]
+    assert (alone["trainings"], alone["pooled"]) == (1, True)
+
+
 def test_pruned_runs_count_as_worse_than_the_best() -> None:
     table = runs([1e18, 1e19], (6, 24, 12), 0.001, 2)
     bad = (table["phase"] == 1) & (table["compute_density"] > 11)
@@ -196,6 +217,18 @@ def test_a_wrong_file_of_runs_is_named(tmp_path: Path, text: str | None, expecte
         path.write_text(text)
     with pytest.raises(InputError, match=rf"runs\.csv.*{expected}"):
         fit_ladder(path)
+
+
+@pytest.mark.parametrize("compute", [-1.0, 0.0, float("nan"), float("inf")])
+def test_a_budget_that_is_none_is_named(compute: float) -> None:
+    laws = LadderLaws.published()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for quantity in ("loss", "tokens", "expansion_ratio"):
+            with pytest.raises(InputError, match=f"compute: {compute:g}, expected a positive finite number"):
+                laws.predict(quantity, compute)
+        with pytest.raises(InputError, match=r"compute: .*expected a positive finite number"):
+            laws.band("expansion_ratio", compute)
 
 
 def test_laws_json_comes_back_as_it_was(tmp_path: Path) -> None:

@@ -78,11 +78,24 @@ def test_the_answer_is_the_blueprint(finished, page):
 
 
 def test_how_sure_is_said_in_numbers(finished, page):
-    loss = Run.read(finished.folder).held_out[0]
+    run = Run.read(finished.folder)
+    loss = run.held_out[0]
     assert f"the smaller ones predict a loss of {loss.predicted:.4f}" in page.text
-    assert f"the search found {loss.found:.4f}" in page.text
+    assert f"the architecture recommended there, trained {loss.trainings} times, found {loss.found:.4f}" in page.text
     assert "Without the runs of the largest budget (4.5e11 FLOPs)" in page.text
-    assert f"Written down before its first trial: {loss.predicted:.4f}" in page.text
+    assert f"Written down before its first trial: {run.recorded[0]:.4f}" in page.text
+
+
+def test_what_leans_on_all_budgets_is_called_pooled(planted):
+    path = planted.folder / "blueprint.json"
+    data = json.loads(path.read_text())
+    for pooled in (False, True):
+        for axis in data["held_out"]["axes"].values():
+            axis["pooled"] = pooled
+        path.write_text(json.dumps(data))
+        text = Page(write_report(planted.folder)).text
+        assert ("too few trainings for an optimum of its own" in text) is pooled
+        assert (re.search(r"(inside|overlaps|missed), pooled", text) is not None) is pooled
 
 
 def test_complete_trials_that_are_not_scored_are_counted(finished, page, planted):

@@ -56,6 +56,23 @@ def own() -> LadderLaws:
     return ladder(0)
 
 
+def test_the_predicted_loss_is_that_of_the_architecture(own: LadderLaws) -> None:
+    """Also where the lattice has none near the optimum of the laws, which is said, and alternatives are near it."""
+    for compute in (3e11, 4e12, 4e13):
+        made = plan(compute, laws=own)
+        columns = {name: np.array([value]) for name, value in made.architecture.to_dict().items() if name != "format"}
+        columns |= {
+            name: np.array([getattr(made.architecture, name)]) for name in ("compute_density", "expansion_ratio")
+        }
+        columns["flops_per_token"] = np.array([made.architecture.non_embedding.flops_per_token])
+        excess = float(own.excess(compute, columns)[0, 0])
+        assert made.predicted_loss == pytest.approx(own.predict("loss", compute)[0] * (1 + excess))
+        low, high = made.intervals["predicted_loss"]
+        assert low < made.predicted_loss < high
+        assert any("above the least" in note for note in made.notes) == (excess > 0.001)
+        assert all(each.excess <= 0.001 for each in made.alternatives)
+
+
 def test_the_published_blueprint_at_3e20_is_that_of_the_paper(published: Blueprint) -> None:
     assert published.flops_per_token == pytest.approx(5.94e9, rel=1e-3)
     assert published.tokens == pytest.approx(50.5e9, rel=2e-3)
@@ -185,8 +202,9 @@ def test_what_lies_outside_of_its_band_is_said(high: int) -> None:
 
 def test_far_below_the_ladder_the_notes_say_so_first_and_blame_no_lattice() -> None:
     made = plan(4e12, space=SearchSpace.load("cpu"))
-    reach, held, *outside = made.notes
+    reach, held, *outside, above = made.notes
     assert "below the ladder" in reach
+    assert "above the least that the laws allow" in above
     # The note's numbers are what the architecture is held to, and its own lie within the tolerances of them.
     for axis in ("compute_density", "expansion_ratio"):
         assert f"{getattr(made.triad, axis):.4g}" in held

@@ -173,7 +173,7 @@ def test_a_disk_that_fills_up_at_the_end_is_one_line_and_resumes(finished, tmp_p
     assert (folder / "laws.json").read_bytes() == (finished[0] / "laws.json").read_bytes()
 
 
-def test_another_space_or_seed_in_the_same_folder_is_refused(finished):
+def test_another_space_seed_or_storage_for_the_same_folder_is_refused(finished, tmp_path):
     folder = finished[0]
     with pytest.raises(InputError, match="another space that is also called 'tiny'"):
         search(tiny_space(target=4e10), out=folder, trial="instant_trials", workers=1)
@@ -182,7 +182,13 @@ def test_another_space_or_seed_in_the_same_folder_is_refused(finished):
     before = (folder / "runs.csv").read_bytes()
     with pytest.raises(InputError, match="holds the search of tiny; expected another folder"):
         search(tiny_space(name="other"), out=folder, trial="instant_trials", workers=1)
-    assert (folder / "runs.csv").read_bytes() == before
+    # Another storage knows nothing of the folder's search, nor would what is found there be its own.
+    with pytest.raises(InputError, match="not in this storage"):
+        search(tiny_space(), out=folder, trial="instant_trials", workers=1, storage=f"sqlite:///{tmp_path}/other.db")
+    (tmp_path / "runs.csv").write_bytes(before)
+    with pytest.raises(InputError, match="not in this storage"):
+        search(tiny_space(), out=tmp_path, trial="instant_trials", workers=1)
+    assert (folder / "runs.csv").read_bytes() == (tmp_path / "runs.csv").read_bytes() == before
     assert SearchSpace.load(folder / "space.toml") == tiny_space()
 
 
