@@ -24,12 +24,12 @@ from numpy.typing import NDArray
 
 from moe_optuna.errors import InputError
 from moe_optuna.training._recipe import Recipe
-from moe_optuna.training._sources import documents, source_files
+from moe_optuna.training._sources import documents, looked_for, source_files
 from moe_optuna.training._vocabulary import Vocabulary, load_vocabulary
 
 __all__ = ["Corpus", "cache_folder", "find_text"]
 
-FORMAT = 1
+FORMAT = 2
 Tokens = NDArray[np.unsignedinteger[Any]]
 
 
@@ -144,7 +144,7 @@ def _tokenised(data: str) -> tuple[tuple[Path, int, int], ...]:
     if path.suffix != ".bin" and not (path / "train.bin").is_file():
         return ()
     if not path.exists():
-        raise InputError(f"{path}: no such file, expected an existing file", where="data")
+        raise InputError(f"{path}: no such file{looked_for(path)}, expected an existing file", where="data")
     files = [path] if path.is_file() else [path / "train.bin", path / "val.bin"]
     for file in files:
         if not file.is_file():
@@ -181,21 +181,36 @@ def _key(data: str, root: Path, files: list[Path], vocabulary: Vocabulary, held_
     return digest.hexdigest()[:32]
 
 
-def _is_held_out(name: str, share: float) -> bool:
-    """By a hash of the document's name, so that a document stays on its side when others come or go."""
-    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") < share * 2**64
+def _are_held_out(names: list[str], share: float) -> list[bool]:
+    """By a hash of each document's name, so that a document stays on its side when others come or go.
+
+    Where that leaves a side of two or more documents empty, the nearest document of the other changes over.
+    """
+    hashes = [int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") for name in names]
+    sides = [number < share * 2**64 for number in hashes]
+    if len(sides) > 1 and len(set(sides)) == 1:
+        nearest = max(hashes) if sides[0] else min(hashes)
+        sides[hashes.index(nearest)] ^= True
+    return sides
 
 
 def _write(folder: Path, data: str, root: Path, files: list[Path], vocabulary: Vocabulary, held_out: float) -> None:
     """Tokenise into a folder beside `folder` and put it in place by a rename; who comes second throws theirs away."""
-    sides: dict[bool, list[NDArray[Any]]] = {False: [], True: []}
+    names: list[str] = []
+    texts: list[NDArray[Any]] = []
     digest = hashlib.sha256()
     for name, text in documents(root, files):
         tokens = vocabulary.encode(text)
         digest.update(tokens.tobytes())
-        sides[_is_held_out(name, held_out)].append(tokens)
-    if not sides[True] or not sides[False]:
-        raise InputError(f"{sum(map(len, sides.values()))} documents, too few to hold some out", where="data")
+        names.append(name)
+        texts.append(tokens)
+    if len(texts) < 2:
+        raise InputError(
+            f"{len(texts)} document{'s' * (len(texts) != 1)}, expected at least 2, one of them to hold out", where=data
+        )
+    sides: dict[bool, list[NDArray[Any]]] = {False: [], True: []}
+    for tokens, side in zip(texts, _are_held_out(names, held_out), strict=True):
+        sides[side].append(tokens)
     origin = {
         "format": FORMAT,
         "data": data,

@@ -29,7 +29,7 @@ class Recipe:
     Attributes:
         data: ``"python"`` (the standard library's sources), a folder of text files, a ``.txt``, ``.jsonl`` or ``.bin``
             file, a folder with ``train.bin`` and ``val.bin``, or a folder that `datasets` saved, with a column
-            ``text`` (of several splits ``train``).
+            ``text`` (of several splits ``train``). A relative path is relative to the current folder.
         vocabulary: ``"bytes"`` or a vocabulary file of `tokenizers` (``.json``) or `tiktoken` (``.tiktoken``).
         token_dtype: Integers of a ``.bin`` file, ``uint16`` or ``uint32``.
         held_out: Share of the documents that is never trained on.

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from moe_optuna.errors import InputError
 
-__all__ = ["documents", "source_files"]
+__all__ = ["documents", "looked_for", "source_files"]
 
 TEXT_SUFFIXES = frozenset(
     (".txt", ".md", ".rst", ".py", ".tex", ".html", ".c", ".h", ".cpp", ".rs", ".go", ".java", ".js", ".ts", ".jsonl")
@@ -40,7 +40,9 @@ def source_files(data: str) -> tuple[Path, list[Path]]:
         if root.is_file():
             return root.parent, [root]
         if not root.is_dir():
-            raise InputError(f"{data!r}, expected 'python' or an existing file or folder", where="data")
+            raise InputError(
+                f"{data!r}{looked_for(root)}, expected 'python' or an existing file or folder", where="data"
+            )
         if (root / "dataset_dict.json").is_file():  # several splits: the one to train on
             root = root / "train"
         if (root / "state.json").is_file():
@@ -51,9 +53,15 @@ def source_files(data: str) -> tuple[Path, list[Path]]:
     return root, sorted(files, key=lambda path: path.relative_to(root).as_posix())
 
 
+def looked_for(path: Path) -> str:
+    """Where a relative path that is missing was looked for, in brackets; nothing of an absolute one."""
+    return "" if path.is_absolute() else f" (looked for {path.absolute()})"
+
+
 def documents(root: Path, files: list[Path]) -> Iterator[tuple[str, str]]:
     """Pairs of a document's name and text. A line of a ``.jsonl`` file is a document; where there are fewer than 20
-    documents, long ones are cut at line ends, so that some can be held out."""
+    documents, long ones are cut at line ends, and within lines that are long themselves, so that some can be held
+    out."""
     whole = list(_whole(root, files))
     if len(whole) >= _FEW_DOCUMENTS:
         yield from whole
@@ -106,9 +114,13 @@ def _rows(folder: Path) -> Iterator[tuple[str, str]]:
 
 
 def _pieces(text: str) -> Iterator[str]:
+    """At the end of the line that exceeds the piece size; at the piece size itself where that line is longer still."""
     start = 0
     while start < len(text):
-        end = text.find("\n", start + _PIECE)
-        end = len(text) if end < 0 else end + 1
+        full = start + _PIECE
+        line = max(start, text.rfind("\n", start, full) + 1)
+        end = text.find("\n", full, line + _PIECE + 1) + 1
+        if not end:
+            end = len(text) if len(text) <= line + _PIECE else full
         yield text[start:end]
         start = end

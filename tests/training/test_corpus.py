@@ -1,8 +1,10 @@
 """Text of every kind to tokens: what is trained on, what is held out, and bad files told in one line."""
 
+import hashlib
 import json
 import math
 import os
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ import pytest
 from moe_optuna.errors import InputError
 from moe_optuna.training import Corpus, Recipe, prepare
 from moe_optuna.training._corpus import _prepare
+from moe_optuna.training._sources import _PIECE, _pieces
 from moe_optuna.training._vocabulary import load_vocabulary
 
 TEXT = "Größe: 3 × 4 = 12 → naïve café, the cat sat on the mat. " * 3
@@ -66,6 +69,46 @@ def test_one_long_text_is_cut_at_line_ends(tmp_path: Path) -> None:
     assert all(piece.endswith(b"\n") for piece in pieces)
     assert sum(map(len, pieces)) == len(text)
     assert len(corpus.held_out) > 0.05 * len(text)
+
+
+@pytest.mark.parametrize("held_out", [1e-9, 1 - 1e-9])
+def test_few_documents_have_one_on_either_side(tmp_path: Path, held_out: float) -> None:
+    """Whatever they are called; the one whose name's hash is nearest to the other side."""
+    for name in "abcde":
+        (tmp_path / f"{name}.txt").write_text(f"the text of {name}", encoding="utf-8")
+    corpus = prepare(Recipe(data=str(tmp_path), held_out=held_out))
+    hashes = {name: hashlib.sha256(f"{name}.txt#0".encode()).digest()[:8] for name in "abcde"}
+    few, many = (corpus.held_out, corpus.train) if held_out < 0.5 else (corpus.train, corpus.held_out)
+    alone = (min if held_out < 0.5 else max)(hashes, key=hashes.__getitem__)
+    assert documents_of(few) == {f"the text of {alone}".encode()}
+    assert documents_of(many) == {f"the text of {name}".encode() for name in set("abcde") - {alone}}
+
+
+def test_one_very_long_line_is_cut(tmp_path: Path) -> None:
+    text = "".join(f"{number} " for number in range(20_000))
+    (tmp_path / "line.txt").write_text(text, encoding="utf-8")
+    corpus = prepare(Recipe(data=str(tmp_path / "line.txt"), held_out=0.2))
+    pieces = documents_of(corpus.train) | documents_of(corpus.held_out)
+    assert sorted(map(len, pieces))[1:] == [_PIECE] * (len(text) // _PIECE)
+    assert sum(map(len, pieces)) == len(text)
+
+
+@pytest.mark.parametrize("longest", [1, 80, _PIECE - 1, _PIECE, 3 * _PIECE])
+@pytest.mark.parametrize("end", ["", "\n"])
+def test_only_lines_longer_than_a_piece_are_cut(longest: int, end: str) -> None:
+    random = np.random.default_rng(0)
+    lines = ["x" * length for length in (*random.integers(0, longest + 1, 300_000 // longest + 4), longest)]
+    text = "\n".join(lines) + end
+    pieces = list(_pieces(text))
+    assert "".join(pieces) == text
+    assert max(map(len, pieces)) <= 2 * _PIECE + 1
+    if longest <= _PIECE:  # at the first line end at or after the piece size
+        expected, start = [], 0
+        while start < len(text):
+            found = text.find("\n", start + _PIECE) + 1
+            expected.append(text[start : found or len(text)])
+            start += len(expected[-1])
+        assert pieces == expected
 
 
 def test_the_built_in_corpus() -> None:
@@ -244,6 +287,7 @@ def bad_folder(path: Path) -> dict[str, Any]:
     (path / "empty").mkdir()
     (path / "picture.png").write_bytes(b"\x89PNG")
     (path / "blank.txt").write_text(" \n", encoding="utf-8")
+    (path / "short.txt").write_text("one line", encoding="utf-8")
     (path / "odd.bin").write_bytes(b"123")
     (path / "none.bin").write_bytes(b"")
     (path / "half").mkdir()
@@ -261,7 +305,8 @@ def bad_folder(path: Path) -> dict[str, Any]:
         ({"data": "missing"}, "data: .*missing.*expected 'python' or an existing file or folder"),
         ({"data": "missing.bin"}, "data: .*expected an existing file"),
         ({"data": "empty"}, "data: .*holds no text files"),
-        ({"data": "blank.txt"}, "data: 0 documents, too few"),
+        ({"data": "blank.txt"}, "blank.txt: 0 documents, expected at least 2"),
+        ({"data": "short.txt"}, "short.txt: 1 document, expected at least 2, one of them to hold out"),
         ({"data": "odd.bin"}, "3 bytes, expected a positive multiple of 2"),
         ({"data": "none.bin"}, "0 bytes, expected a positive multiple of 2"),
         ({"data": "half"}, "val.bin: missing"),
@@ -278,6 +323,16 @@ def test_bad_files_are_told_in_one_line(tmp_path: Path, recipe: dict[str, str], 
     with pytest.raises(InputError, match=expected) as caught:
         prepare(Recipe(**{key: str(tmp_path / value) for key, value in recipe.items()}))
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["nowhere", "nowhere.txt", "nowhere.bin"])
+def test_a_relative_path_is_told_in_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match=re.escape(f"(looked for {tmp_path / name})")):
+        prepare(Recipe(data=name))
+    with pytest.raises(InputError) as caught:
+        prepare(Recipe(data=str(tmp_path / name)))
+    assert "looked for" not in str(caught.value)
 
 
 def test_text_that_is_too_short_for_a_window(tmp_path: Path) -> None:
