@@ -27,8 +27,9 @@ Flags = dict[str, str | int | bool]
 def to_megatron(architecture: MoEArchitecture) -> Flags:
     """Flags of Megatron-LM's `pretrain_gpt.py` and their values, ``True`` for switches.
 
-    Only what shapes the model: no training, data or parallelism. The vocabulary is not padded, so that at
-    tensor-parallel size 1 the parameters are those of the architecture.
+    Only what shapes the model, and how it routes: by renormalised sigmoid scores, balanced by Megatron-LM's bias. No
+    training, data or parallelism. The vocabulary is not padded, so that at tensor-parallel size 1 the parameters are
+    those of the architecture.
 
     Raises:
         InputError: Where Megatron-LM has no flag for a part; it names the part.
@@ -60,6 +61,8 @@ def to_megatron(architecture: MoEArchitecture) -> Flags:
             "--num-experts": a.n_experts,
             "--moe-ffn-hidden-size": a.d_expert,
             "--moe-router-topk": a.top_k,
+            "--moe-router-score-function": "sigmoid",
+            "--moe-router-enable-expert-bias": True,
         }
     shared = bool(a.n_moe_layers and a.n_shared_experts)
     if shared:

@@ -144,12 +144,18 @@ def test_megatron_flags() -> None:
         "--vocab-size": 256, "--make-vocab-size-divisible-by": 1, "--normalization": "RMSNorm", "--swiglu": True,
         "--disable-bias-linear": True, "--moe-layer-freq": "([0]*1+[1]*2)", "--num-experts": 8,
         "--moe-ffn-hidden-size": 32, "--moe-router-topk": 2, "--moe-shared-expert-intermediate-size": 32,
+        "--moe-router-score-function": "sigmoid", "--moe-router-enable-expert-bias": True,
     }  # fmt: skip
     assert to_megatron(BASE)["--untie-embeddings-and-output-weights"] is True
     latent = to_megatron(replace(LATENT, attention=replace(LATENT.attention, q_rank=24)))
     assert {latent[f"--{name}"] for name in ("kv-lora-rank", "qk-head-dim", "v-head-dim")} == {16}
     assert (latent["--q-lora-rank"], latent["--qk-pos-emb-head-dim"]) == (24, 8)
-    assert not {"--num-experts", "--moe-layer-freq"} & set(to_megatron(DENSE))
+    assert not {
+        "--num-experts",
+        "--moe-layer-freq",
+        "--moe-router-score-function",
+        "--moe-router-enable-expert-bias",
+    } & set(to_megatron(DENSE))
     windowed = to_megatron(WINDOWED)
     assert (windowed["--window-size"], windowed["--window-attn-skip-freq"]) == ("(15,0)", "[1,1,0]")
 
