@@ -9,6 +9,7 @@ import json
 import sys
 import warnings
 from collections.abc import Callable, Sequence
+from importlib import metadata
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -52,6 +53,21 @@ def _show(payload: dict[str, Any], as_json: bool, render: str) -> None:
 
     draw: Callable[[dict[str, Any]], Any] = getattr(terminal, render)
     Console().print(draw(payload))
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        sys.stdout.write(f"moe-optuna {metadata.version('moe-optuna')}\n")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version and exit.", callback=_print_version, is_eager=True)
+    ] = False,
+) -> None:
+    """What comes before a command."""
 
 
 @app.command()

@@ -1,6 +1,9 @@
 """The command line as a user meets it: one JSON object, or one line and status 2."""
 
 import json
+import subprocess
+import sys
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -149,6 +152,22 @@ def test_an_interruption_is_told(
     status, out, err = call(capsys, "count", architecture_file)
     assert (status, out) == (130, "")
     assert err == "interrupted; what a search was training is saved, and the same command goes on\n"
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert call(capsys, "--version") == (0, f"moe-optuna {metadata.version('moe-optuna')}\n", "")
+    assert call(capsys, "--version", "count") == call(capsys, "--version")
+
+
+def test_the_package_runs_as_the_command(architecture_file: Path) -> None:
+    def run(*words: object) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "moe_optuna", *map(str, words)]
+        return subprocess.run(command, capture_output=True, text=True, check=False)
+
+    done = run("count", architecture_file, "--json")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert json.loads(done.stdout)["architecture"]["d_model"] == 64
+    assert run("count", "nowhere.json").returncode == 2
 
 
 def test_export_takes_only_known_frameworks(capsys: pytest.CaptureFixture[str], architecture_file: Path) -> None:

@@ -30,6 +30,7 @@ ROOMS = {
 ROOMS["search"] = set(ROOMS) - {"problems"}
 ROOMS["report"] = set(ROOMS) - {"problems"}
 ROOMS["cli"] = set(ROOMS)
+ROOMS["__main__"] = {"cli"}
 FORBIDDEN = {
     "files": {"numpy", "pydantic", "optuna", "torch", "lightning"},
     "errors": {"numpy", "pydantic", "optuna", "torch", "lightning"},

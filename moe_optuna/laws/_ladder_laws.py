@@ -179,9 +179,9 @@ class LadderLaws:
         Quantities: `loss`, `flops_per_token`, `active_params`, `total_params`, `tokens`, and the axes of the phases.
 
         Raises:
-            InputError: Where the ladder has no law of it.
+            InputError: Where the ladder has no law of it, or a budget is not a positive finite number.
         """
-        compute = np.atleast_1d(np.asarray(compute, float))
+        compute = _budgets(compute)
         if quantity == "loss":
             draws = self.phases[self.last_phase].level(compute)
             return np.vstack([np.median(draws, axis=0), draws[1:]])  # the most probable floor is no typical one
@@ -214,14 +214,18 @@ class LadderLaws:
         return bool(np.isfinite(self.phases[self.last_phase].theta[0]))
 
     def predict(self, quantity: str, compute: float) -> tuple[float, tuple[float, float]]:
-        """A quantity at a budget with its 95 % interval."""
+        """A quantity at a budget with its 95 % interval.
+
+        Raises:
+            InputError: Where the ladder has no law of it, or the budget is not a positive finite number.
+        """
         draws = self.draws(quantity, compute)[:, 0]
         return float(draws[0]), interval(draws[1:])
 
     def band(self, axis: str, compute: float) -> tuple[tuple[float, float], tuple[float, float], tuple[float, float]]:
         """The near-optimal band of an axis at a budget: (low, high), and the 95 % intervals of both."""
         law = next(law for law in self.phases.values() if any(a.name == axis for a in law.axes))
-        low, high = (edge[:, 0] for edge in law.edges(axis, [compute]))
+        low, high = (edge[:, 0] for edge in law.edges(axis, _budgets(compute)))
         return (float(low[0]), float(high[0])), interval(low[1:]), interval(high[1:])
 
     def excess(self, compute: float, columns: Mapping[str, ArrayLike], draws: int = 0) -> Array:
@@ -320,6 +324,18 @@ class LadderLaws:
             InputError: Where the file is missing or is not such a file.
         """
         return cls.from_dict(read_object(path, expected="the laws of a ladder", finite=True), where=path)
+
+
+def _budgets(compute: ArrayLike) -> Array:
+    """Budgets as (b,), each a positive finite number.
+
+    Raises:
+        InputError: Naming the first that is not.
+    """
+    budgets = np.atleast_1d(np.asarray(compute, float))
+    if (bad := ~(np.isfinite(budgets) & (budgets > 0))).any():
+        raise InputError(f"{budgets[bad][0]:g}, expected a positive finite number of training FLOPs", where="compute")
+    return budgets
 
 
 def _plain(value: Any) -> Any:

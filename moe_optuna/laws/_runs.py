@@ -128,9 +128,10 @@ def read_runs(path: str | Path, law: str, *, group: str | None = None) -> dict[s
     names, rows = _rows(path)
     if missing := [name for name in (*wanted.columns, *([group] if group else ())) if name not in names]:
         hint = did_you_mean(missing[0], names)
+        grouped = f" and {group} to group by" if group else ""
         raise InputError(
             f"missing column{'s' * (len(missing) > 1)} {', '.join(missing)}, "
-            f"expected {', '.join(wanted.columns)} for law {law!r}{hint}",
+            f"expected {', '.join(wanted.columns)} for law {law!r}{grouped}{hint}",
             where=path,
         )
     numbered = [(number, row) for number, row in enumerate(rows, start=1) if _state(row) == "complete"]

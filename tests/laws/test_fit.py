@@ -339,6 +339,14 @@ def test_read_runs_says_what_is_wrong_in_one_line(tmp_path: Path, text, message)
     assert "\n" not in str(caught.value)
 
 
+def test_a_missing_column_of_groups_is_among_the_expected(tmp_path: Path):
+    path = tmp_path / "runs.csv"
+    path.write_text("total_params,tokens,loss\n1,2,3\n")
+    expected = "missing column foo, expected total_params, tokens, loss for law 'chinchilla' and foo to group by$"
+    with pytest.raises(InputError, match=expected):
+        read_runs(path, "chinchilla", group="foo")
+
+
 def test_an_empty_width_is_the_proxy_width(tmp_path: Path):
     path = tmp_path / "runs.csv"
     words = (*FORMS["holistic"].inputs, "loss", "state")
