@@ -185,7 +185,10 @@ class TriadSampler(BaseSampler):
         with self._lock:
             belief = self._learned(study)
             if not belief.informed:
-                raise InputError("no finished trial, expected at least one", where=study.study_name)
+                found = "no finished trial"
+                if count := sum(trial.state == TrialState.COMPLETE for trial in _compat.all_trials(study)):
+                    found = f"{count} finished trial{'s' * (count > 1)}, none of the phase with a positive finite loss"
+                raise InputError(f"{found}; expected at least one", where=study.study_name)
             index, optimum = belief.optimum()
         coordinates = self._phase.coordinates[index]
         return Recommendation(

@@ -270,6 +270,17 @@ def test_recommendation_needs_a_finished_trial(phase: Phase) -> None:
         sampler.recommend(optuna.create_study(sampler=sampler))
 
 
+@pytest.mark.parametrize(("losses", "found"), [([0.0, -1.0], "2 finished trials"), ([-2.0], "1 finished trial")])
+def test_losses_that_are_none_are_counted(phase: Phase, losses: list[float], found: str) -> None:
+    sampler = TriadSampler(phase, seed=0)
+    study = optuna.create_study(sampler=sampler)
+    for loss in losses:
+        study.tell(study.ask(phase.distributions), loss)
+    expected = f"{found}, none of the phase with a positive finite loss; expected at least one"
+    with pytest.raises(InputError, match=expected):
+        sampler.recommend(study)
+
+
 def test_recommendation_is_an_architecture_of_the_lattice_with_its_coordinates(phase: Phase) -> None:
     sampler = TriadSampler(phase, seed=0)
     study = optuna.create_study(sampler=sampler)
