@@ -58,6 +58,8 @@ def fit_ladder(
     Raises:
         InputError: Where a column is missing or holds no number, or no phase has three complete runs.
     """
+    if space is not None and not isinstance(space, str):
+        raise InputError(f"a {type(space).__name__}, expected the name of a search space", where="space")
     if isinstance(runs, str | Path):
         runs = read_columns(runs, COLUMNS, MORE)
     table = _table(runs)

@@ -113,7 +113,7 @@ def _outside(architecture: MoEArchitecture, bands: Mapping[str, tuple[Span, ...]
     or, not `met`, another."""
     why = "the band goes with the triad of the laws, which the space does not have"
     if met:
-        why = "of the architectures that meet the triad, one inside has a greater predicted loss, or none is"
+        why = "of the architectures that meet the triad, those inside, if any, have a greater predicted loss"
     return [
         f"{axis} {value:.4g} lies outside its near-optimal band, {low:.4g} to {high:.4g}: {why}"
         for axis, ((low, high), *_) in bands.items()

@@ -231,6 +231,11 @@ def test_a_budget_that_is_none_is_named(compute: float) -> None:
             laws.band("expansion_ratio", compute)
 
 
+def test_a_space_is_told_by_its_name() -> None:
+    with pytest.raises(InputError, match="space: a dict, expected the name of a search space"):
+        fit_ladder(runs([1e18, 1e19], (6, 24, 12), 0.001, 2), space={})  # type: ignore[arg-type]
+
+
 def test_laws_json_comes_back_as_it_was(tmp_path: Path) -> None:
     laws = fit_ladder(runs([1e18, 3e18, 1e19], (5, 12, 8), 0.003, 0), space="cpu")
     laws.save(tmp_path / "laws.json")
