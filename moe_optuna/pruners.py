@@ -195,10 +195,11 @@ class BandPruner(BasePruner):
         self._studies = tuple(parents)
 
     @cached_property
-    def _inherited(self) -> tuple[list[list[Run]], list[tuple[float, int]]]:
-        """The parents' curves and the scatter of their repeats, by study."""
+    def _inherited(self) -> tuple[list[list[Run]], list[tuple[float, int]], list[object]]:
+        """The parents' curves, the scatter of their repeats and their budgets, by study."""
         studies = [study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)) for study in self._studies]
-        return [finished_curves(trials) for trials in studies], [_scatter(trials) for trials in studies]
+        budgets = [study.user_attrs.get("compute") for study in self._studies]
+        return [finished_curves(trials) for trials in studies], [_scatter(trials) for trials in studies], budgets
 
     def prune(self, study: Study, trial: FrozenTrial) -> bool:
         """Whether the trial should stop now."""
@@ -216,13 +217,9 @@ class BandPruner(BasePruner):
         last = max(max(curve) for curve, _ in finished)
         if step <= self._warmup * last or step >= last:  # at the last report nothing is left to save
             return False
-        parents, scatters = self._inherited
-        budget = study.user_attrs.get("compute")
-        sisters = [
-            curves
-            for curves, parent in zip(parents, self._studies, strict=True)
-            if budget is not None and parent.user_attrs.get("compute") == budget
-        ]
+        parents, scatters, budgets = self._inherited
+        own = study.user_attrs.get("compute")
+        sisters = [each for each, budget in zip(parents, budgets, strict=True) if own is not None and budget == own]
         ahead = forecast(trial.intermediate_values, finished, parents, sisters)
         if ahead is None:
             return False

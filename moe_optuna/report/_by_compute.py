@@ -64,8 +64,8 @@ def optima(run: Run) -> go.Figure | None:
         if run.blueprint is not None:
             target, chosen = run.blueprint.compute, quantity(run.blueprint.architecture, name)
             shown.append(chosen)
-            hover = f"blueprint, C = {words.compute(target)}<br>{name} {words.value(name, chosen)}"
-            panels.points([target], [chosen], "blueprint", GREEN, symbol="square", size=10, hover=[hover])
+            told = f"blueprint, C = {words.compute(target)}<br>{name} {words.value(name, chosen)}"
+            panels.points([target], [chosen], "blueprint", GREEN, symbol="square", size=10, hover=[told])
         _over_compute(panels, name, grid, ticks, shown)
     return panels.figure()
 

@@ -42,9 +42,8 @@ def whole(tensor: Tensor) -> Tensor:
 
 
 def split_as(tensor: Tensor, parameter: Tensor) -> Tensor:
-    """A whole tensor on the parameter's device, sharded as the parameter is."""
-    if not isinstance(parameter, DTensor):
-        return tensor.to(parameter.device)
+    """A whole tensor sharded as a sharded parameter is, on its device."""
+    assert isinstance(parameter, DTensor)
     return distribute_tensor(tensor.to(parameter.device), parameter.device_mesh, parameter.placements)
 
 
