@@ -47,6 +47,7 @@ from moe_optuna.training import MoELanguageModel, Recipe, native, train
 from moe_optuna.training.model import Layer
 from moe_optuna.training.optimizer import FlatAdamW
 from moe_optuna.training.parameters import initialise, parameter_groups
+from moe_optuna.training.router import balance, take_loads
 from moe_optuna.training.rules import hyperparameters
 
 Step = Callable[[], Any]
@@ -82,6 +83,7 @@ def trainable(
     model.to(tokens.device)
     hyper = hyperparameters(a, compute=compute, tokens=10**6, recipe=Recipe())
     optimizer = FlatAdamW(parameter_groups(model, hyper))
+    routers = [router for _, router in model.routers()]
     low = bfloat16 or tokens.device.type == "cuda"
 
     def step() -> None:
@@ -90,8 +92,8 @@ def trainable(
         (loss + router_loss).backward()
         optimizer.step()
         optimizer.zero_grad()
-        for _, router in model.routers():
-            router.balance(0.01)
+        if routers:
+            balance(routers, take_loads(routers), 0.01)
 
     return step, model
 

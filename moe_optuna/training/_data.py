@@ -102,9 +102,11 @@ class TextData(pl.LightningDataModule):
         return DataLoader(_Batches(self), batch_size=None, num_workers=0)
 
     def evaluation_sequences(self, most_tokens: int | None) -> int:
-        """Windows of a forward pass without gradients: as many as a training step's, at least 4096 tokens, at most
-        `most_tokens` where memory binds."""
-        tokens = most_tokens or max(4096, self.sequences // self.micro_batches * self.context_length)
+        """Windows of a forward pass without gradients: as many as a training step's, at least what a GPU wants or a
+        CPU cache holds, at most `most_tokens` where memory binds."""
+        on_cpu = self.trainer is None or self.trainer.strategy.root_device.type == "cpu"
+        least = 1024 if on_cpu else 4096
+        tokens = most_tokens or max(least, self.sequences // self.micro_batches * self.context_length)
         return max(1, tokens // self.context_length)
 
     def report_windows(self, count: int) -> Tensor:

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 import lightning.pytorch as pl
 import torch
 from torch import Tensor
-from torch.nn import Parameter
 
 from moe_optuna.training._recipe import Recipe
 from moe_optuna.training.model import MoELanguageModel
 from moe_optuna.training.optimizer import FlatAdamW
 from moe_optuna.training.parameters import parameter_groups
+from moe_optuna.training.router import balance, take_loads
 from moe_optuna.training.rules import Hyperparameters
 
 __all__ = ["LanguageModelling"]
@@ -42,9 +42,10 @@ class LanguageModelling(pl.LightningModule):
         self.automatic_optimization, self.micro_batches = False, micro_batches
         self.model, self.recipe, self.hyper = model, recipe, hyper
         self.step = 0
-        self.average: list[Tensor] = []
-        zeros = {index: torch.zeros_like(router.load, dtype=torch.float64) for index, router in model.routers()}
-        self.load_total, self.load_recent = zeros, {index: zero.clone() for index, zero in zeros.items()}
+        self.average: list[Tensor] = []  # of the optimizer's values
+        self._routers = tuple(router for _, router in model.routers())
+        a = model.architecture
+        self.load_total, self.load_recent = torch.zeros(2, len(self._routers), a.n_experts, dtype=torch.float64)
         self._optimizer_state: dict[str, Any] | None = None
 
     @property
@@ -73,13 +74,12 @@ class LanguageModelling(pl.LightningModule):
         return optimizer
 
     def on_fit_start(self) -> None:
-        self.load_total = {index: load.to(self.device) for index, load in self.load_total.items()}
-        self.load_recent = {index: load.to(self.device) for index, load in self.load_recent.items()}
-        self.average = [weight.to(self.device) for weight in self.average]
-        if self.sharded:
-            from moe_optuna.training.sharded import split_as
+        self.load_total, self.load_recent = self.load_total.to(self.device), self.load_recent.to(self.device)
+        self.average = [values.to(self.device) for values in self.average]
+        if self.sharded and self.average:
+            from moe_optuna.training.sharded import split
 
-            self.average = [split_as(*pair) for pair in zip(self.average, self.model.parameters(), strict=False)]
+            self.average = split(self.average[0], self._values())
 
     def training_step(self, windows: list[Tensor], batch_index: int) -> None:
         optimizer: Any = self.optimizers(use_pl_optimizer=False)
@@ -104,20 +104,27 @@ class LanguageModelling(pl.LightningModule):
             self._average()
 
     def _balance(self, rate: float) -> None:
-        for index, router in self.model.routers():
-            if self.trainer.world_size > 1:
-                router.load.copy_(self.trainer.strategy.reduce(router.load, reduce_op="sum"))
-            self.load_total[index] += router.load
-            self.load_recent[index].mul_(_KEEP).add_(router.load)
-            router.balance(rate)
+        if not self._routers:
+            return
+        load_LE = take_loads(self._routers)
+        if self.trainer.world_size > 1:
+            load_LE = self.trainer.strategy.reduce(load_LE, reduce_op="sum")
+        self.load_total += load_LE
+        self.load_recent.mul_(_KEEP).add_(load_LE)
+        balance(self._routers, load_LE, rate)
+
+    def _values(self) -> list[Tensor]:
+        """What the optimizer changes."""
+        optimizer: Any = self.trainer.optimizers[0]
+        return cast(list[Tensor], optimizer.values)
 
     @torch.no_grad()
     def _average(self) -> None:
-        weights = [parameter.detach() for parameter in self.model.parameters()]
+        values = self._values()
         if not self.average:
-            self.average = [weight.clone() for weight in weights]
+            self.average = [value.clone() for value in values]
         keep = 1 - 1 / max(1.0, self.recipe.average * self.step)
-        torch._foreach_lerp_(self.average, weights, 1 - keep)
+        torch._foreach_lerp_(self.average, values, 1 - keep)
 
     @contextmanager
     def averaged(self) -> Iterator[None]:
@@ -125,19 +132,13 @@ class LanguageModelling(pl.LightningModule):
         if not self.average:
             yield
             return
-        weights = list(self.model.parameters())
-        current = [weight.detach().clone() for weight in weights]
-        self._set(weights, self.average)
+        values = self._values()
+        current = [value.clone() for value in values]
+        torch._foreach_copy_(values, self.average)
         try:
             yield
         finally:
-            self._set(weights, current)
-
-    @staticmethod
-    @torch.no_grad()
-    def _set(weights: list[Parameter], values: list[Tensor]) -> None:
-        for weight, value in zip(weights, values, strict=True):
-            weight.copy_(value)
+            torch._foreach_copy_(values, current)
 
     @torch.no_grad()
     def held_out_loss(self, windows: Tensor, sequences: int) -> float:
@@ -171,10 +172,10 @@ class LanguageModelling(pl.LightningModule):
         found: dict[str, float] = {}
         visits = self.step * self.hyper.sequences * self.model.architecture.context_length
         collapsed = 0
-        for index, load in self.load_total.items():
+        layers = [index for index, _ in self.model.routers()]
+        for index, load, recent in zip(layers, self.load_total, self.load_recent, strict=True):
             found[f"load_cv_layer_{index}"] = float(load.std(correction=0) / load.mean().clamp(min=1e-9))
             found[f"dropped_layer_{index}"] = visits * self.model.architecture.top_k - float(load.sum())
-            recent = self.load_recent[index]
             effective = torch.special.entr(recent / recent.sum().clamp(min=1e-9)).sum().exp()
             collapsed += bool(self.step and effective <= 0.501 * len(recent))
         if found:
@@ -186,10 +187,10 @@ class LanguageModelling(pl.LightningModule):
         """All that a resumed training needs, whole: where parameters are sharded, every device is to ask."""
         model, average = self.model.state_dict(), self.average
         if self.sharded:
-            from moe_optuna.training.sharded import whole
+            from moe_optuna.training.sharded import flat, whole
 
             model = {name: whole(weight) for name, weight in model.items()}
-            average = [whole(weight) for weight in average]
+            average = [flat(average)] if average else []
         return {
             "step": self.step,
             "model": model,

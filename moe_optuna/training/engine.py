@@ -30,7 +30,7 @@ from moe_optuna.training.rules import Hyperparameters, hyperparameters
 
 __all__ = ["train"]
 
-FORMAT = 3
+FORMAT = 4
 _FILE = "training.pt"
 
 

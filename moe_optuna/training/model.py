@@ -13,7 +13,7 @@ Shapes: B sequences, S context, T = B S tokens, D model width, V vocabulary. Act
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import cast
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from moe_optuna.architecture import MoEArchitecture
 from moe_optuna.errors import InputError
 from moe_optuna.parts import GatedFeedForward, GroupedQueryAttention, Norm, Router
+from moe_optuna.training import native
 from moe_optuna.training._recipe import Recipe
 from moe_optuna.training.attention import Attention, rotary_table
 from moe_optuna.training.experts import Experts
@@ -56,9 +57,8 @@ class Dense(nn.Module):
 class MoE(nn.Module):
     """Routed and shared experts; beside its output it returns the router's loss."""
 
-    def __init__(self, a: MoEArchitecture, recipe: Recipe) -> None:
+    def __init__(self, a: MoEArchitecture, rule: RoutingRule) -> None:
         super().__init__()
-        rule = RoutingRule(a.top_k, recipe.scores, recipe.balance_loss, recipe.z_loss)
         self.router = TopKRouter(a.d_model, a.n_experts, rule, bias=a.router.bias)
         self.experts = Experts(a.d_model, a.d_expert, a.n_experts)
         shared = a.d_shared or a.n_shared_experts * a.d_expert
@@ -84,6 +84,10 @@ class Layer(nn.Module):
         self.attention = Attention(a, attention)
         self.block_norm = RMSNorm(a.d_model)
         self.block = block
+        router = block.router if isinstance(block, MoE) else None
+        biases = (attention.qkv_bias, attention.output_bias, router is not None and router.bias is not None)
+        self.has_fused_parts = self.attention.window is None and attention.norm_over != "width" and not any(biases)
+        self._slots = self._find_slots()
 
     def forward(
         self, x_TD: Tensor, n_sequences: int, table: Tensor, seen: Tensor | None = None
@@ -98,10 +102,7 @@ class Layer(nn.Module):
 
     def can_fuse(self, x_TD: Tensor) -> bool:
         """On a CPU in full precision, without the parts that `fused` leaves out."""
-        a, router = self.attention, self.block.router if isinstance(self.block, MoE) else None
-        biases = (a.qkv.bias, a.output.bias, None if router is None else router.bias)
-        plain = a.window is None and a.norm_over != "width" and all(bias is None for bias in biases)
-        return plain and x_TD.device.type == "cpu" and not torch.is_autocast_enabled("cpu")
+        return self.has_fused_parts and x_TD.device.type == "cpu" and not torch.is_autocast_enabled("cpu")
 
     def fused(self, x_TD: Tensor, n_sequences: int, table: Tensor) -> tuple[Tensor, Tensor | None]:
         a, block, block_gain = self.attention, self.block, self.block_norm.gain
@@ -120,6 +121,31 @@ class Layer(nn.Module):
         router.count(count_E)
         return x_TD, loss
 
+    def weights(self) -> list[Tensor | None]:
+        """What `native.losses` asks of a layer, in its order."""
+        return [None if slot is None else slot[0][slot[1]] for slot in self._slots]
+
+    def _find_slots(self) -> list[Any]:
+        """Where `weights` finds each: a dictionary and a key. As attributes of modules, which Python looks for at
+        length, they would take as long as the arithmetic of a small layer."""
+        a, block = self.attention, self.block
+        gains = [(a._parameters, name) if a.norm_over else None for name in ("query_gain", "key_gain")]
+        slots = [_gain(self.attention_norm), _weight(a.qkv), *gains, _weight(a.output), _gain(self.block_norm)]
+        if isinstance(block, Dense):
+            return [*slots, _weight(block.gate_up), _weight(block.down), *[None] * 5]
+        slots += [(block.experts._parameters, "gate_up_EGD"), (block.experts._parameters, "down_EDF")]
+        shared = [None] * 2 if block.shared is None else [_weight(block.shared.gate_up), _weight(block.shared.down)]
+        buffers = [(block.router._buffers, name) for name in ("selection_bias", "load")]
+        return [*slots, _weight(block.router), *shared, *buffers]
+
+
+def _weight(module: nn.Module) -> Any:
+    return module._parameters, "weight"
+
+
+def _gain(module: nn.Module) -> Any:
+    return module._parameters, "gain"
+
 
 class MoELanguageModel(nn.Module):
     """The model of an architecture.
@@ -137,9 +163,11 @@ class MoELanguageModel(nn.Module):
         super().__init__()
         a, recipe = architecture, recipe or Recipe()
         self.architecture, self.end = a, end
+        self.rule = rule = RoutingRule(a.top_k, recipe.scores, recipe.balance_loss, recipe.z_loss)
+        self.spare: list[Tensor] = []
         self.embedding = nn.Embedding(a.vocab_size, a.d_model)
         self.layers = nn.ModuleList(
-            Layer(a, kind, Dense(a.d_model, a.d_dense) if index < a.n_dense_layers else MoE(a, recipe))
+            Layer(a, kind, Dense(a.d_model, a.d_dense) if index < a.n_dense_layers else MoE(a, rule))
             for index, kind in enumerate(_attention_kinds(a))
         )
         self.norm = RMSNorm(a.d_model)
@@ -158,12 +186,53 @@ class MoELanguageModel(nn.Module):
 
     def loss(self, token_BS: Tensor, target_BS: Tensor) -> tuple[Tensor, Tensor]:
         """Mean cross-entropy [nats per token] of the targets, and the routers' losses."""
+        weights = self._native_weights()
+        if weights is not None:
+            return self._native_losses(token_BS, target_BS, weights)
         x_TD, router_loss = self._layers(token_BS)
         if self.head.bias is None and self.layers[0].can_fuse(x_TD):
             return apply(HeadLoss, x_TD, self.norm.gain, self.head.weight, target_BS.flatten()), router_loss
         logits_TV = self.head(self.norm(x_TD))
         precise = torch.promote_types(logits_TV.dtype, torch.float32)
         return F.cross_entropy(logits_TV.to(precise), target_BS.flatten()), router_loss
+
+    def path(self) -> str:
+        """What `loss` runs: ``"native"``, the model in one call; ``"sublayers"``, a node each; ``"modules"``."""
+        if self._native_weights() is not None:
+            return "native"
+        return "sublayers" if self._can_fuse() else "modules"
+
+    def _can_fuse(self) -> bool:
+        weight = self.embedding.weight
+        return (
+            self.end is None
+            and self.head.bias is None
+            and all(cast(Layer, layer).can_fuse(weight) for layer in self.layers)
+        )
+
+    def _native_weights(self) -> list[Tensor | None] | None:
+        """What `native.losses` asks of a model, where it can have it."""
+        if not self._can_fuse() or self.rotary.dtype is not torch.complex64:
+            return None
+        weights: list[Tensor | None] = [self.embedding.weight, self.norm.gain, self.head.weight]
+        for layer in self.layers:
+            weights += cast(Layer, layer).weights()
+        if not self.training:  # loads are not added to
+            weights[2 + native.PER_LAYER :: native.PER_LAYER] = [None] * len(self.layers)
+        return weights if native.takes(weights) else None
+
+    def _native_losses(
+        self, token_BS: Tensor, target_BS: Tensor, weights: list[Tensor | None]
+    ) -> tuple[Tensor, Tensor]:
+        a, rule = self.architecture, self.rule
+        B, S = token_BS.shape
+        shape = native.Shape(
+            B=B, S=S, D=a.d_model, V=a.vocab_size, H=a.n_heads, G=a.n_kv_heads, C=a.d_head,
+            layers=a.n_layers, dense_layers=a.n_dense_layers, dense_hidden=a.d_dense,
+            E=a.n_experts, K=a.top_k, expert_hidden=a.d_expert, shared_hidden=a.shared_width,
+            softmax=rule.scores == "softmax", balance=rule.balance_loss, z=rule.z_loss,
+        )  # fmt: skip
+        return native.losses(shape, self.rotary, token_BS.flatten(), target_BS.flatten(), weights, self.spare)
 
     def _layers(self, token_BS: Tensor) -> tuple[Tensor, Tensor]:
         """The last layer's output (T, D), and the routers' losses added up."""

@@ -1,7 +1,8 @@
-/* The operations of a step on a CPU, each in one pass: forward, and backward written out.
+/* A model's step on a CPU: its operations, each in one pass, forward and backward written out; and at the end the model.
 
    float32, row-major, contiguous. Matrix products are BLAS', whose `sgemm` the loader hands over (`use_gemm`); what
-   lies between them is here. The same in torch's operations: `plain.py`, to which tests hold every function.
+   lies between them is here. The same in torch's operations: `model.py`, to which tests hold the losses and every
+   gradient.
 
    Shapes: B sequences, S context, T = B S tokens, D model width, H query heads, G key and value heads, C head features,
    E experts, K experts a token, R = T K rows sorted by expert, F hidden width, V vocabulary. */
@@ -70,7 +71,7 @@ static void add_parts(int parts, int n, const float *part, float *sum) {
 
 /* ---- norm: y = x / sqrt(mean(x^2)) * gain */
 
-void rms_forward(int T, int D, const float *x, const float *gain, float *y, float *inverse, int threads) {
+static void rms_forward(int T, int D, const float *x, const float *gain, float *y, float *inverse, int threads) {
     PARALLEL FOR for (int t = 0; t < T; t++) {
         const float *row = x + (size_t)t * D;
         float *out = y + (size_t)t * D, s = 0;
@@ -81,7 +82,7 @@ void rms_forward(int T, int D, const float *x, const float *gain, float *y, floa
 }
 
 /* dx = residual + the gradient through the norm. */
-void rms_backward(int T, int D, const float *x, const float *gain, const float *inverse, const float *dy,
+static void rms_backward(int T, int D, const float *x, const float *gain, const float *inverse, const float *dy,
                   const float *residual, float *dx, float *dgain, int threads) {
     float *part = numbers((size_t)threads * D);
     memset(part, 0, (size_t)threads * D * sizeof(float));
@@ -147,7 +148,7 @@ static void probabilities(int m, int first, int ld, float *scores, float *lse, i
 }
 
 /* qkv (T, (H + 2G) C); qk (T, (H + G) C) and inverse (T, H + G) are kept for the backward pass, as is lse (B, H, S). */
-void attention_forward(int B, int S, int H, int G, int C, const float *qkv, const float *query_gain,
+static void attention_forward(int B, int S, int H, int G, int C, const float *qkv, const float *query_gain,
                        const float *key_gain, const float *table, float *qk, float *inverse, float *y, float *lse,
                        int threads) {
     int ld = (H + G) * C, ld_qkv = (H + 2 * G) * C, ld_scores = whole(S);
@@ -182,7 +183,7 @@ void attention_forward(int B, int S, int H, int G, int C, const float *qkv, cons
     }
 }
 
-void attention_backward(int B, int S, int H, int G, int C, const float *qkv, const float *query_gain,
+static void attention_backward(int B, int S, int H, int G, int C, const float *qkv, const float *query_gain,
                         const float *key_gain, const float *table, const float *qk, const float *inverse,
                         const float *y, float *lse, const float *dy, float *dqkv, float *dquery_gain, float *dkey_gain,
                         int threads) {
@@ -262,11 +263,11 @@ static float swiglu_row_backward(int F, const float *gate, float weight, const f
     return dweight;
 }
 
-void swiglu_forward(int n, int F, const float *gate_up, float *hidden, int threads) {
+static void swiglu_forward(int n, int F, const float *gate_up, float *hidden, int threads) {
     PARALLEL FOR for (int r = 0; r < n; r++) swiglu_row(F, gate_up + (size_t)r * 2 * F, 1, hidden + (size_t)r * F);
 }
 
-void swiglu_backward(int n, int F, const float *gate_up, const float *dhidden, float *dgate_up, int threads) {
+static void swiglu_backward(int n, int F, const float *gate_up, const float *dhidden, float *dgate_up, int threads) {
     PARALLEL FOR for (int r = 0; r < n; r++)
         swiglu_row_backward(F, gate_up + (size_t)r * 2 * F, 1, dhidden + (size_t)r * F, dgate_up + (size_t)r * 2 * F);
 }
@@ -290,7 +291,7 @@ static void back(int T, int E, int first, const float *lanes, float *rows) {
 }
 
 /* visit (R): the visit that each row holds; place (T, K): the row of each visit; end (E): row after an expert's last. */
-void route_forward(int T, int E, int K, int B, int softmax, float balance, float z, const float *logits,
+static void route_forward(int T, int E, int K, int B, int softmax, float balance, float z, const float *logits,
                    const float *bias, float *score, int *expert, float *weight, float *sum, float *total, float *lse,
                    float *weigh, float *count, float *loss, int *visit, int *place, int *end, int threads) {
     int S = T / B;
@@ -377,7 +378,7 @@ void route_forward(int T, int E, int K, int B, int softmax, float balance, float
     *loss = (float)(balancing + z / T * squares);
 }
 
-void route_backward(int T, int E, int K, int B, int softmax, float z, const float *logits, const float *score,
+static void route_backward(int T, int E, int K, int B, int softmax, float z, const float *logits, const float *score,
                     const int *expert, const float *weight, const float *sum, const float *total, const float *lse,
                     const float *weigh, const float *dweight, const float *dloss, float *dlogits, int threads) {
     int S = T / B;
@@ -435,11 +436,10 @@ static void sum_rows(int T, int K, int D, const float *y, const int *place, cons
     }
 }
 
-/* gate_up (R, 2F) is kept for the backward pass; out = base + the experts' output. */
-void experts_forward(int T, int K, int E, int D, int F, const float *x, const float *gate_up_weight,
+/* gate_up (R, 2F) is kept for the backward pass; y (R, D) is for what is between; out = base + the experts' output. */
+static void experts_forward(int T, int K, int E, int D, int F, const float *x, const float *gate_up_weight,
                      const float *down_weight, const float *weight, const int *visit, const int *place, const int *end,
-                     const float *base, float *gate_up, float *out, int threads) {
-    float *y = numbers((size_t)T * K * D);
+                     const float *base, float *gate_up, float *y, float *out, int threads) {
     PARALLEL {
         float *rows = numbers((size_t)ROWS * D), *hidden = numbers((size_t)ROWS * F);
         FOR_UNEQUAL for (int e = 0; e < E; e++) {
@@ -459,14 +459,12 @@ void experts_forward(int T, int K, int E, int D, int F, const float *x, const fl
         free(hidden);
     }
     sum_rows(T, K, D, y, place, base, out, threads);
-    free(y);
 }
 
-void experts_backward(int T, int K, int E, int D, int F, const float *x, const float *gate_up_weight,
+static void experts_backward(int T, int K, int E, int D, int F, const float *x, const float *gate_up_weight,
                       const float *down_weight, const float *weight, const int *visit, const int *place,
-                      const int *end, const float *gate_up, const float *dy, float *dx, float *dgate_up_weight,
-                      float *ddown_weight, float *dweight, int threads) {
-    float *dx_rows = numbers((size_t)T * K * D);
+                      const int *end, const float *gate_up, const float *dy, float *dx_rows, float *dx,
+                      float *dgate_up_weight, float *ddown_weight, float *dweight, int threads) {
     PARALLEL {
         float *rows = numbers((size_t)ROWS * D), *up = numbers((size_t)ROWS * D), *hidden = numbers((size_t)ROWS * F);
         float *dhidden = numbers((size_t)ROWS * F), *dgates = numbers((size_t)ROWS * 2 * F);
@@ -506,12 +504,11 @@ void experts_backward(int T, int K, int E, int D, int F, const float *x, const f
         free(dgates);
     }
     sum_rows(T, K, D, dx_rows, place, NULL, dx, threads);
-    free(dx_rows);
 }
 
 /* ---- cross-entropy: mean over tokens, in nats */
 
-void entropy_forward(int T, int V, const float *logits, const int64_t *target, float *lse, float *loss, int threads) {
+static void entropy_forward(int T, int V, const float *logits, const int64_t *target, float *lse, float *loss, int threads) {
     PARALLEL FOR for (int t = 0; t < T; t++) {
         const float *l = logits + (size_t)t * V;
         float most = l[0], s = 0;
@@ -524,7 +521,7 @@ void entropy_forward(int T, int V, const float *logits, const int64_t *target, f
     *loss = (float)(sum / T);
 }
 
-void entropy_backward(int T, int V, const float *logits, const int64_t *target, const float *lse, const float *dloss,
+static void entropy_backward(int T, int V, const float *logits, const int64_t *target, const float *lse, const float *dloss,
                       float *dlogits, int threads) {
     float scale = *dloss / T;
     PARALLEL FOR for (int t = 0; t < T; t++) {
@@ -533,4 +530,250 @@ void entropy_backward(int T, int V, const float *logits, const int64_t *target, 
         SIMD for (int v = 0; v < V; v++) d[v] = exponential(l[v] - shift) * scale;
         d[target[t]] -= scale;
     }
+}
+
+/* ---- the model */
+
+/* Layers from `dense_layers` on have experts; hidden widths: of a dense block, of an expert, of the shared ones. */
+typedef struct {
+    int B, S, D, V, H, G, C, layers, dense_layers, dense_hidden, E, K, expert_hidden, shared_hidden, softmax, threads;
+    float balance, z;
+} Shape;
+
+/* The parameters of a layer, or their gradients; NULL is what it does not have. A dense block's `gate_up` and `down` are
+   its own, a MoE block's those of all experts, to whose `load` (E) the tokens that each was given are added. */
+typedef struct {
+    float *attention_gain, *qkv, *query_gain, *key_gain, *output, *block_gain, *gate_up, *down;
+    float *router, *shared_gate_up, *shared_down, *bias, *load;
+} Layer;
+
+typedef struct {
+    float *embedding, *gain, *head;
+    Layer layer[];
+} Model;
+
+/* What a layer keeps for the backward pass. The head is one more: input, norm, logits and their logarithmic sums. */
+typedef struct {
+    float *x, *inverse, *normed, *qkv, *qk, *head_inverse, *heads, *lse;       /* attention */
+    float *middle, *block_inverse, *block_normed, *gate_up, *hidden;           /* a dense block, or the shared experts */
+    float *logits, *score, *weight, *sum, *total, *router_lse, *weigh, *count, *rows; /* the routed experts */
+    int *expert, *visit, *place, *end;
+} Kept;
+
+/* What is between, the same for every layer: (T, D) twice, a row for each visit, and the narrower and the wider side of
+   a product. */
+typedef struct {
+    float *dx, *dnormed, *visits, *narrow, *wide;
+} Scratch;
+
+/* A few cache lines apart: arrays that lie whole pages apart, as those of 4096 tokens would, get in each other's way. */
+static float *take(float *memory, size_t *used, size_t n) {
+    size_t start = *used;
+    *used = start + (n + LANES - 1) / LANES * LANES + 5 * LANES;
+    return memory ? memory + start : NULL;
+}
+
+static size_t larger(size_t a, size_t b) { return a > b ? a : b; }
+
+/* Where everything lies in `memory` (NULL: only how much that is, in floats). Without training each layer, whose input
+   comes first, overwrites the one before. */
+static size_t lay_out(const Shape *s, int training, float *memory, Scratch *between, Kept *kept) {
+    size_t T = (size_t)s->B * s->S, R = T * s->K, used = 0, most = 0, start, heads = s->H * s->C;
+    size_t hidden = larger(s->dense_hidden, s->shared_hidden), qkv = heads + 2 * s->G * s->C;
+    between->visits = take(memory, &used, R * s->D);
+    if (training) {
+        between->dx = take(memory, &used, T * s->D);
+        between->dnormed = take(memory, &used, T * s->D);
+        between->narrow = take(memory, &used, T * larger(larger(heads, hidden), s->K));
+        between->wide = take(memory, &used, T * larger(larger(qkv, 2 * hidden), larger(s->V, s->E)));
+    }
+    start = used;
+    for (int l = 0; l <= s->layers; l++) {
+        Kept *k = kept + l;
+        if (!training) used = start;
+        k->x = take(memory, &used, T * s->D);
+        k->inverse = take(memory, &used, T);
+        k->normed = take(memory, &used, T * s->D);
+        if (l == s->layers) {
+            k->logits = take(memory, &used, T * s->V);
+            k->lse = take(memory, &used, T);
+        } else {
+            size_t features = l < s->dense_layers ? s->dense_hidden : s->shared_hidden;
+            k->qkv = take(memory, &used, T * qkv);
+            k->qk = take(memory, &used, T * (s->H + s->G) * s->C);
+            k->head_inverse = take(memory, &used, T * (s->H + s->G));
+            k->heads = take(memory, &used, T * heads);
+            k->lse = take(memory, &used, T * s->H);
+            k->middle = take(memory, &used, T * s->D);
+            k->block_inverse = take(memory, &used, T);
+            k->block_normed = take(memory, &used, T * s->D);
+            k->gate_up = take(memory, &used, T * 2 * features);
+            k->hidden = take(memory, &used, T * features);
+            if (l >= s->dense_layers) {
+                k->logits = take(memory, &used, T * s->E);
+                k->score = take(memory, &used, T * s->E);
+                k->weight = take(memory, &used, R);
+                k->sum = take(memory, &used, T);
+                k->total = take(memory, &used, T);
+                k->router_lse = take(memory, &used, T);
+                k->weigh = take(memory, &used, (size_t)s->B * s->E);
+                k->count = take(memory, &used, s->E);
+                k->rows = take(memory, &used, R * 2 * s->expert_hidden);
+                k->expert = (int *)take(memory, &used, R);
+                k->visit = (int *)take(memory, &used, R);
+                k->place = (int *)take(memory, &used, R);
+                k->end = (int *)take(memory, &used, s->E);
+            }
+        }
+        most = used > most ? used : most;
+    }
+    return most;
+}
+
+/* y = x w' + keep y, of w (out, in). */
+static void linear(int T, int in, int out, const float *x, const float *w, float keep, float *y) {
+    product('N', 'T', T, out, in, 1, x, in, w, in, keep, y, out);
+}
+
+/* dw, and dx = dy w + keep dx. */
+static void linear_backward(int T, int in, int out, const float *x, const float *w, const float *dy, float *dw,
+                            float keep, float *dx) {
+    product('T', 'N', out, in, T, 1, dy, out, x, in, 0, dw, in);
+    product('N', 'N', T, in, out, 1, dy, out, w, in, keep, dx, in);
+}
+
+static void attend(const Shape *s, const Layer *w, const float *table, Kept *k) {
+    int T = s->B * s->S, D = s->D, width = s->H * s->C;
+    rms_forward(T, D, k->x, w->attention_gain, k->normed, k->inverse, s->threads);
+    linear(T, D, width + 2 * s->G * s->C, k->normed, w->qkv, 0, k->qkv);
+    attention_forward(s->B, s->S, s->H, s->G, s->C, k->qkv, w->query_gain, w->key_gain, table, k->qk, k->head_inverse,
+                      k->heads, k->lse, s->threads);
+    memcpy(k->middle, k->x, (size_t)T * D * sizeof(float));
+    linear(T, width, D, k->heads, w->output, 1, k->middle);
+}
+
+/* between->dx is the gradient of what comes out and becomes that of what goes in. */
+static void attend_backward(const Shape *s, const Layer *w, const float *table, const Kept *k, Layer *d,
+                            const Scratch *between) {
+    int T = s->B * s->S, D = s->D, width = s->H * s->C;
+    float *dx = between->dx, *dnormed = between->dnormed, *narrow = between->narrow, *wide = between->wide;
+    linear_backward(T, width, D, k->heads, w->output, dx, d->output, 0, narrow);
+    attention_backward(s->B, s->S, s->H, s->G, s->C, k->qkv, w->query_gain, w->key_gain, table, k->qk, k->head_inverse,
+                       k->heads, k->lse, narrow, wide, d->query_gain, d->key_gain, s->threads);
+    linear_backward(T, D, width + 2 * s->G * s->C, k->normed, w->qkv, wide, d->qkv, 0, dnormed);
+    rms_backward(T, D, k->x, w->attention_gain, k->inverse, dnormed, dx, dx, d->attention_gain, s->threads);
+}
+
+/* out += the SwiGLU block of `hidden` features. */
+static void feed(const Shape *s, int hidden, const float *gate_up, const float *down, Kept *k, float *out) {
+    int T = s->B * s->S, D = s->D;
+    linear(T, D, 2 * hidden, k->block_normed, gate_up, 0, k->gate_up);
+    swiglu_forward(T, hidden, k->gate_up, k->hidden, s->threads);
+    linear(T, hidden, D, k->hidden, down, 1, out);
+}
+
+/* between->dnormed = its gradient + keep of what it was. */
+static void feed_backward(const Shape *s, int hidden, const float *gate_up, const float *down, const Kept *k,
+                          float *dgate_up, float *ddown, float keep, const Scratch *between) {
+    int T = s->B * s->S, D = s->D;
+    linear_backward(T, hidden, D, k->hidden, down, between->dx, ddown, 0, between->narrow);
+    swiglu_backward(T, hidden, k->gate_up, between->narrow, between->wide, s->threads);
+    linear_backward(T, D, 2 * hidden, k->block_normed, gate_up, between->wide, dgate_up, keep, between->dnormed);
+}
+
+/* The block behind attention; the router's loss. */
+static float block(const Shape *s, int dense, const Layer *w, Kept *k, const Scratch *between, float *out) {
+    int T = s->B * s->S, D = s->D;
+    float loss = 0;
+    rms_forward(T, D, k->middle, w->block_gain, k->block_normed, k->block_inverse, s->threads);
+    if (dense) {
+        memcpy(out, k->middle, (size_t)T * D * sizeof(float));
+        feed(s, s->dense_hidden, w->gate_up, w->down, k, out);
+        return 0;
+    }
+    linear(T, D, s->E, k->block_normed, w->router, 0, k->logits);
+    route_forward(T, s->E, s->K, s->B, s->softmax, s->balance, s->z, k->logits, w->bias, k->score, k->expert, k->weight,
+                  k->sum, k->total, k->router_lse, k->weigh, k->count, &loss, k->visit, k->place, k->end, s->threads);
+    for (int e = 0; w->load && e < s->E; e++) w->load[e] += k->count[e];
+    experts_forward(T, s->K, s->E, D, s->expert_hidden, k->block_normed, w->gate_up, w->down, k->weight, k->visit,
+                    k->place, k->end, k->middle, k->rows, between->visits, out, s->threads);
+    if (w->shared_down) feed(s, s->shared_hidden, w->shared_gate_up, w->shared_down, k, out);
+    return loss;
+}
+
+static void block_backward(const Shape *s, int dense, const Layer *w, const Kept *k, const float *drouter, Layer *d,
+                           const Scratch *between) {
+    int T = s->B * s->S, D = s->D;
+    float *dx = between->dx, *dnormed = between->dnormed, *narrow = between->narrow, *wide = between->wide;
+    if (dense) {
+        feed_backward(s, s->dense_hidden, w->gate_up, w->down, k, d->gate_up, d->down, 0, between);
+    } else {
+        experts_backward(T, s->K, s->E, D, s->expert_hidden, k->block_normed, w->gate_up, w->down, k->weight, k->visit,
+                         k->place, k->end, k->rows, dx, between->visits, dnormed, d->gate_up, d->down, narrow, s->threads);
+        route_backward(T, s->E, s->K, s->B, s->softmax, s->z, k->logits, k->score, k->expert, k->weight, k->sum,
+                       k->total, k->router_lse, k->weigh, narrow, drouter, wide, s->threads);
+        linear_backward(T, D, s->E, k->block_normed, w->router, wide, d->router, 1, dnormed);
+        if (w->shared_down)
+            feed_backward(s, s->shared_hidden, w->shared_gate_up, w->shared_down, k, d->shared_gate_up, d->shared_down, 1,
+                          between);
+    }
+    rms_backward(T, D, k->middle, w->block_gain, k->block_inverse, dnormed, dx, dx, d->block_gain, s->threads);
+}
+
+/* Floats that `model_forward` works in; all are kept for the backward pass where it is to follow. */
+size_t model_memory(const Shape *s, int training) {
+    Kept *kept = malloc((s->layers + 1) * sizeof(Kept));
+    Scratch between;
+    size_t n = lay_out(s, training, NULL, &between, kept);
+    free(kept);
+    return n;
+}
+
+/* Mean cross-entropy of the targets (T) and the routers' losses: losses (2). Tokens and targets are to be below V:
+   whether they are is returned, and where not nothing is done. */
+int model_forward(const Shape *s, const Model *w, const float *table, const int64_t *token, const int64_t *target,
+                  int training, float *memory, float *losses) {
+    int T = s->B * s->S, D = s->D;
+    for (int t = 0; t < T; t++)
+        if (token[t] < 0 || token[t] >= s->V || target[t] < 0 || target[t] >= s->V) return 0;
+    Kept *kept = malloc((s->layers + 1) * sizeof(Kept)), *last = kept + s->layers;
+    Scratch between;
+    lay_out(s, training, memory, &between, kept);
+    for (int t = 0; t < T; t++)
+        memcpy(kept->x + (size_t)t * D, w->embedding + (size_t)token[t] * D, D * sizeof(float));
+    losses[1] = 0;
+    for (int l = 0; l < s->layers; l++) {
+        attend(s, w->layer + l, table, kept + l);
+        losses[1] += block(s, l < s->dense_layers, w->layer + l, kept + l, &between, kept[l + 1].x);
+    }
+    rms_forward(T, D, last->x, w->gain, last->normed, last->inverse, s->threads);
+    linear(T, D, s->V, last->normed, w->head, 0, last->logits);
+    entropy_forward(T, s->V, last->logits, target, last->lse, losses, s->threads);
+    free(kept);
+    return 1;
+}
+
+/* Gradients of all parameters, of those of the two losses; after `model_forward` with `training` in the same memory. */
+int model_backward(const Shape *s, const Model *w, const float *table, const int64_t *token, const int64_t *target,
+                   float *memory, const float *dloss, const float *drouter, Model *d) {
+    int T = s->B * s->S, D = s->D;
+    Kept *kept = malloc((s->layers + 1) * sizeof(Kept)), *last = kept + s->layers;
+    Scratch between;
+    lay_out(s, 1, memory, &between, kept);
+    float *dx = between.dx;
+    entropy_backward(T, s->V, last->logits, target, last->lse, dloss, between.wide, s->threads);
+    linear_backward(T, D, s->V, last->normed, w->head, between.wide, d->head, 0, between.dnormed);
+    memset(dx, 0, (size_t)T * D * sizeof(float));
+    rms_backward(T, D, last->x, w->gain, last->inverse, between.dnormed, dx, dx, d->gain, s->threads);
+    for (int l = s->layers - 1; l >= 0; l--) {
+        block_backward(s, l < s->dense_layers, w->layer + l, kept + l, drouter, d->layer + l, &between);
+        attend_backward(s, w->layer + l, table, kept + l, d->layer + l, &between);
+    }
+    memset(d->embedding, 0, (size_t)s->V * D * sizeof(float));
+    for (int t = 0; t < T; t++) {
+        float *row = d->embedding + (size_t)token[t] * D;
+        SIMD for (int i = 0; i < D; i++) row[i] += dx[(size_t)t * D + i];
+    }
+    free(kept);
+    return 1;
 }

@@ -26,6 +26,9 @@ class FlatAdamW(Optimizer):
         groups: Parameter groups, each with ``lr`` and ``weight_decay``.
         betas, eps: As in AdamW.
         clip: Greatest norm of the gradient.
+
+    Attributes:
+        values: All parameters, side by side in one tensor.
     """
 
     def __init__(
@@ -46,6 +49,7 @@ class FlatAdamW(Optimizer):
         self.steps = torch.zeros((), dtype=torch.float32, device=example.device)
         self.norm = torch.zeros((), device=example.device)
         self.parameters = [p for group in self.param_groups for p in group["params"]]
+        self.values = [self.memory[0]]
         self.gradients: list[Tensor] = []
         with torch.no_grad():
             for group, (value, gradient, *_) in zip(self.param_groups, self.flat, strict=True):

@@ -8,6 +8,7 @@ Shapes: B sequences, S context, T = B S tokens, D model width, E experts, K expe
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +19,7 @@ from torch.autograd import Function
 
 from moe_optuna.training.kernels import Saved, apply
 
-__all__ = ["Routing", "RoutingRule", "TopKRouter", "route_backward", "route_forward"]
+__all__ = ["Routing", "RoutingRule", "TopKRouter", "balance", "route_backward", "route_forward", "take_loads"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +125,7 @@ class _Route(Function):
 
 
 class TopKRouter(nn.Module):
-    """A linear router that keeps its experts' load even without a loss.
+    """A linear router, whose bias on the selection keeps its experts' load even (`balance`).
 
     Args:
         d_model, n_experts: Dimensions.
@@ -151,14 +152,24 @@ class TopKRouter(nn.Module):
         return routing
 
     def count(self, count_E: Tensor) -> None:
-        """Add to the load that the next `balance` looks at, in training only."""
+        """Add to the load that the next `take_loads` gives, in training only."""
         if self.training:
             self.load += count_E
 
-    @torch.no_grad()
-    def balance(self, rate: float) -> None:
-        """Raise the bias of experts that were visited less than the mean since the last call, lower the others'
-        (arXiv:2408.15664); once an optimizer step, on counts summed over everything that the step saw."""
-        delta = torch.sign(self.load.mean() - self.load)
-        self.selection_bias.add_(delta.sub_(delta.mean()), alpha=rate)
-        self.load.zero_()
+
+@torch.no_grad()
+def take_loads(routers: Sequence[TopKRouter]) -> Tensor:
+    """Tokens that each expert of each router was given since the last call: (number of routers, E)."""
+    loads = [router.load for router in routers]
+    load_LE = torch.stack(loads)
+    torch._foreach_zero_(loads)
+    return load_LE
+
+
+@torch.no_grad()
+def balance(routers: Sequence[TopKRouter], load_LE: Tensor, rate: float) -> None:
+    """Raise the bias of experts that were visited less than the mean, lower the others' (arXiv:2408.15664); once an
+    optimizer step, on loads summed over everything that the step saw."""
+    delta_LE = torch.sign(load_LE.mean(1, keepdim=True) - load_LE)
+    delta_LE -= delta_LE.mean(1, keepdim=True)
+    torch._foreach_add_([router.selection_bias for router in routers], list(delta_LE.unbind()), alpha=rate)

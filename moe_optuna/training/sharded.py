@@ -6,7 +6,7 @@ so that a training may go on with another number of devices.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -19,7 +19,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from moe_optuna.training.model import MoELanguageModel
 from moe_optuna.training.optimizer import BETAS, CLIP, EPS
 
-__all__ = ["ShardedAdamW", "shard", "sharded_strategy", "split_as", "whole"]
+__all__ = ["ShardedAdamW", "flat", "shard", "sharded_strategy", "split", "whole"]
 
 
 def sharded_strategy(devices: int) -> ModelParallelStrategy:
@@ -41,8 +41,18 @@ def whole(tensor: Tensor) -> Tensor:
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
-def split_as(tensor: Tensor, parameter: Tensor) -> Tensor:
-    """A whole tensor sharded as a sharded parameter is, on its device."""
+def flat(tensors: Iterable[Tensor]) -> Tensor:
+    """Whole tensors, side by side in one as `FlatAdamW` has them."""
+    return torch.cat([whole(tensor).flatten() for tensor in tensors])
+
+
+def split(numbers: Tensor, parameters: Sequence[Tensor]) -> list[Tensor]:
+    """What `flat` gave, as shards of the parameters' kind on their devices."""
+    parts = numbers.split([parameter.numel() for parameter in parameters])  # type: ignore[no-untyped-call]
+    return [_split_as(part.view(p.shape), p) for part, p in zip(parts, parameters, strict=True)]
+
+
+def _split_as(tensor: Tensor, parameter: Tensor) -> Tensor:
     assert isinstance(parameter, DTensor)
     return distribute_tensor(tensor.to(parameter.device), parameter.device_mesh, parameter.placements)
 
@@ -57,6 +67,7 @@ class ShardedAdamW(torch.optim.AdamW):
     def __init__(self, groups: list[dict[str, Any]]) -> None:
         super().__init__(groups, betas=BETAS, eps=EPS, fused=True)
         self.parameters: list[nn.Parameter] = [p for group in self.param_groups for p in group["params"]]
+        self.values: list[Tensor] = [parameter.detach() for parameter in self.parameters]
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         nn.utils.clip_grad_norm_(self.parameters, CLIP)
@@ -66,20 +77,11 @@ class ShardedAdamW(torch.optim.AdamW):
         """Whole moments and step count, as `FlatAdamW` gives them."""
         if not self.state:
             return {"moments": torch.zeros(2, sum(p.numel() for p in self.parameters)), "steps": torch.zeros(())}
-        first, second = (self._flat(self.state[p][name] for p in self.parameters) for name in ("exp_avg", "exp_avg_sq"))
+        first, second = (flat(self.state[p][name] for p in self.parameters) for name in ("exp_avg", "exp_avg_sq"))
         return {"moments": torch.stack([first, second]), "steps": self.state[self.parameters[0]]["step"]}
 
-    @staticmethod
-    def _flat(moments: Iterable[Tensor]) -> Tensor:
-        return torch.cat([whole(moment).flatten() for moment in moments])
-
     def load_state_dict(self, state_dict: dict[str, Tensor]) -> None:
-        start = 0
-        for p in self.parameters:
-            first, second = state_dict["moments"][:, start : start + p.numel()]
-            start += p.numel()
-            self.state[p] = {
-                "step": state_dict["steps"].clone().to(p.device),
-                "exp_avg": split_as(first.view(p.shape), p),
-                "exp_avg_sq": split_as(second.view(p.shape), p),
-            }
+        first, second = (split(moment, self.parameters) for moment in state_dict["moments"])
+        for p, *moments in zip(self.parameters, first, second, strict=True):
+            step = state_dict["steps"].clone().to(p.device)
+            self.state[p] = {"step": step, **dict(zip(("exp_avg", "exp_avg_sq"), moments, strict=True))}

@@ -2,8 +2,8 @@
 
 The modules of `moe_optuna.training.model` say the same to autograd, operation by operation; there a step of a small
 model is bound by a thousand calls rather than by arithmetic. Here each sublayer is one autograd node that chains pairs
-of forward and backward functions: those of `moe_optuna.training.native` where they take the tensors, else those of
-`moe_optuna.training.plain`. Taken on CPUs in full precision; tests hold all three to each other.
+of forward and backward functions, those of `moe_optuna.training.plain`. Taken on CPUs in full precision where
+`moe_optuna.training.native` is not; tests hold all three to each other.
 
 Shapes: B sequences, S context, T = B S tokens, D model width, H query heads, G key and value heads, C head features,
 E experts, F hidden width, V vocabulary.
@@ -18,19 +18,10 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from moe_optuna.training import native, plain
+from moe_optuna.training import plain
 from moe_optuna.training.router import RoutingRule
 
-__all__ = ["AttentionSublayer", "DenseSublayer", "HeadLoss", "MoESublayer", "path"]
-
-
-def path(x: Tensor) -> str:
-    """Which functions the sublayers take for activations like `x`: ``"native"`` or ``"plain"``."""
-    return "native" if native.takes(x) else "plain"
-
-
-def _functions(x: Tensor) -> Any:
-    return {"native": native, "plain": plain}[path(x)]
+__all__ = ["AttentionSublayer", "DenseSublayer", "HeadLoss", "MoESublayer"]
 
 
 def _save(ctx: Any, *groups: Sequence[Tensor]) -> None:
@@ -62,26 +53,25 @@ class AttentionSublayer(Function):
         table: Tensor,
         shape: tuple[int, int, int, int],
     ) -> Tensor:
-        ctx.functions, ctx.shape = _functions(x_TD), shape
-        functions = ctx.functions
+        ctx.shape = shape
         gains = None if query_gain is None or key_gain is None else (query_gain, key_gain)
-        normed_TD, norm_saved = functions.rms_norm_forward(x_TD, gain_D)
+        normed_TD, norm_saved = plain.rms_norm_forward(x_TD, gain_D)
         qkv = torch.mm(normed_TD, qkv_weight.t())
         train = any(ctx.needs_input_grad)
-        y_TH, saved, ctx.graph = functions.attention_forward(qkv, gains, table, shape, train)
+        y_TH, saved, ctx.graph = plain.attention_forward(qkv, gains, table, shape, train)
         _save(ctx, (normed_TD, qkv_weight, output_weight, y_TH), norm_saved, saved)
         return torch.addmm(x_TD, y_TH, output_weight.t())
 
     @staticmethod
     def backward(ctx: Any, grad_TD: Tensor) -> Any:
-        functions, grad_TD = ctx.functions, grad_TD.contiguous()
+        grad_TD = grad_TD.contiguous()
         (normed_TD, qkv_weight, output_weight, y_TH), norm_saved, saved = _saved(ctx)
         grad_output_weight = torch.mm(grad_TD.t(), y_TH)
         grad_y_TH = torch.mm(grad_TD, output_weight)
-        grad_qkv, grad_query_gain, grad_key_gain = functions.attention_backward(saved, ctx.graph, grad_y_TH, ctx.shape)
+        grad_qkv, grad_query_gain, grad_key_gain = plain.attention_backward(saved, ctx.graph, grad_y_TH, ctx.shape)
         del ctx.graph
         grad_qkv_weight = torch.mm(grad_qkv.t(), normed_TD)
-        grad_x_TD, grad_gain_D = functions.rms_norm_backward(norm_saved, torch.mm(grad_qkv, qkv_weight), grad_TD)
+        grad_x_TD, grad_gain_D = plain.rms_norm_backward(norm_saved, torch.mm(grad_qkv, qkv_weight), grad_TD)
         gains = (grad_gain_D, grad_qkv_weight, grad_query_gain, grad_key_gain)
         return grad_x_TD, *gains, grad_output_weight, None, None
 
@@ -91,20 +81,19 @@ class DenseSublayer(Function):
 
     @staticmethod
     def forward(ctx: Any, x_TD: Tensor, gain_D: Tensor, gate_up: Tensor, down: Tensor) -> Tensor:
-        functions = ctx.functions = _functions(x_TD)
-        normed_TD, norm_saved = functions.rms_norm_forward(x_TD, gain_D)
-        hidden_TF, swiglu_saved = functions.swiglu_forward(torch.mm(normed_TD, gate_up.t()))
+        normed_TD, norm_saved = plain.rms_norm_forward(x_TD, gain_D)
+        hidden_TF, swiglu_saved = plain.swiglu_forward(torch.mm(normed_TD, gate_up.t()))
         _save(ctx, (normed_TD, hidden_TF, gate_up, down), norm_saved, swiglu_saved)
         return torch.addmm(x_TD, hidden_TF, down.t())
 
     @staticmethod
     def backward(ctx: Any, grad_TD: Tensor) -> Any:
-        functions, grad_TD = ctx.functions, grad_TD.contiguous()
+        grad_TD = grad_TD.contiguous()
         (normed_TD, hidden_TF, gate_up, down), norm_saved, swiglu_saved = _saved(ctx)
-        grad_gate_up_TG = functions.swiglu_backward(swiglu_saved, torch.mm(grad_TD, down))
+        grad_gate_up_TG = plain.swiglu_backward(swiglu_saved, torch.mm(grad_TD, down))
         grad_down, grad_gate_up = torch.mm(grad_TD.t(), hidden_TF), torch.mm(grad_gate_up_TG.t(), normed_TD)
         grad_normed_TD = torch.mm(grad_gate_up_TG, gate_up)
-        return *functions.rms_norm_backward(norm_saved, grad_normed_TD, grad_TD), grad_gate_up, grad_down
+        return *plain.rms_norm_backward(norm_saved, grad_normed_TD, grad_TD), grad_gate_up, grad_down
 
 
 class MoESublayer(Function):
@@ -128,15 +117,14 @@ class MoESublayer(Function):
         rule: RoutingRule,
         n_sequences: int,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        ctx.functions, ctx.rule = _functions(x_TD), rule
-        functions = ctx.functions
-        normed_TD, norm_saved = functions.rms_norm_forward(x_TD, gain_D)
+        ctx.rule = rule
+        normed_TD, norm_saved = plain.rms_norm_forward(x_TD, gain_D)
         logits_TE = torch.mm(normed_TD, router_weight.t())
-        weight_TK, loss, count_E, places, route_saved = functions.route_forward(rule, logits_TE, bias_E, n_sequences)
-        y_TD, saved = functions.experts_forward(normed_TD, weight_TK, places, gate_up_EGD, down_EDF, x_TD)
+        weight_TK, loss, count_E, places, route_saved = plain.route_forward(rule, logits_TE, bias_E, n_sequences)
+        y_TD, saved = plain.experts_forward(normed_TD, weight_TK, places, gate_up_EGD, down_EDF, x_TD)
         shared: tuple[Tensor, ...] = ()
         if shared_gate_up is not None and shared_down is not None:
-            shared_TF, shared_swiglu = functions.swiglu_forward(torch.mm(normed_TD, shared_gate_up.t()))
+            shared_TF, shared_swiglu = plain.swiglu_forward(torch.mm(normed_TD, shared_gate_up.t()))
             y_TD.addmm_(shared_TF, shared_down.t())
             shared = (shared_TF, shared_gate_up, shared_down, *shared_swiglu)
         own = (normed_TD, router_weight, gate_up_EGD, down_EDF)
@@ -146,23 +134,23 @@ class MoESublayer(Function):
 
     @staticmethod
     def backward(ctx: Any, grad_TD: Tensor, grad_loss: Tensor, _: Any) -> Any:
-        functions, grad_TD = ctx.functions, grad_TD.contiguous()
+        grad_TD = grad_TD.contiguous()
         own, norm_saved, route_saved, places, saved, shared = _saved(ctx)
         normed_TD, router_weight, gate_up_EGD, down_EDF = own
-        grad_normed_TD, grad_gate_up, grad_down, grad_weight_TK = functions.experts_backward(
+        grad_normed_TD, grad_gate_up, grad_down, grad_weight_TK = plain.experts_backward(
             saved, places, gate_up_EGD, down_EDF, grad_TD
         )
-        grad_logits_TE = functions.route_backward(ctx.rule, route_saved, grad_weight_TK, grad_loss)
+        grad_logits_TE = plain.route_backward(ctx.rule, route_saved, grad_weight_TK, grad_loss)
         grad_normed_TD.addmm_(grad_logits_TE, router_weight)
         grad_router = torch.mm(grad_logits_TE.t(), normed_TD)
         grad_shared_gate_up = grad_shared_down = None
         if shared:
             shared_TF, shared_gate_up, shared_down, *shared_swiglu = shared
             grad_shared_down = torch.mm(grad_TD.t(), shared_TF)
-            grad_shared_TG = functions.swiglu_backward(tuple(shared_swiglu), torch.mm(grad_TD, shared_down))
+            grad_shared_TG = plain.swiglu_backward(tuple(shared_swiglu), torch.mm(grad_TD, shared_down))
             grad_shared_gate_up = torch.mm(grad_shared_TG.t(), normed_TD)
             grad_normed_TD.addmm_(grad_shared_TG, shared_gate_up)
-        grad_x_TD, grad_gain_D = functions.rms_norm_backward(norm_saved, grad_normed_TD, grad_TD)
+        grad_x_TD, grad_gain_D = plain.rms_norm_backward(norm_saved, grad_normed_TD, grad_TD)
         experts = (grad_router, grad_gate_up, grad_down, grad_shared_gate_up, grad_shared_down)
         return grad_x_TD, grad_gain_D, *experts, None, None, None
 
@@ -172,18 +160,16 @@ class HeadLoss(Function):
 
     @staticmethod
     def forward(ctx: Any, x_TD: Tensor, gain_D: Tensor, weight: Tensor, target_T: Tensor) -> Tensor:
-        functions = ctx.functions = _functions(x_TD)
-        normed_TD, norm_saved = functions.rms_norm_forward(x_TD, gain_D)
+        normed_TD, norm_saved = plain.rms_norm_forward(x_TD, gain_D)
         loss: Tensor
-        loss, saved = functions.entropy_forward(torch.mm(normed_TD, weight.t()), target_T.contiguous())
+        loss, saved = plain.entropy_forward(torch.mm(normed_TD, weight.t()), target_T.contiguous())
         _save(ctx, (normed_TD, weight), norm_saved, saved)
         return loss
 
     @staticmethod
     def backward(ctx: Any, grad_loss: Tensor) -> Any:
-        functions = ctx.functions
         (normed_TD, weight), norm_saved, saved = _saved(ctx)
-        grad_TV = functions.entropy_backward(saved, grad_loss)
+        grad_TV = plain.entropy_backward(saved, grad_loss)
         grad_TD = torch.mm(grad_TV, weight)
-        grad_x_TD, grad_gain_D = functions.rms_norm_backward(norm_saved, grad_TD, torch.zeros_like(grad_TD))
+        grad_x_TD, grad_gain_D = plain.rms_norm_backward(norm_saved, grad_TD, torch.zeros_like(grad_TD))
         return grad_x_TD, grad_gain_D, torch.mm(grad_TV.t(), normed_TD), None

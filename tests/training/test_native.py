@@ -1,4 +1,4 @@
-"""The compiled functions against the same in torch's operations, in float64; and which of them runs."""
+"""The compiled model against the same in torch's operations, in float64; and which of them runs."""
 
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from moe_optuna.architecture import MoEArchitecture
-from moe_optuna.training import MoELanguageModel, Recipe, native, sublayers
+from moe_optuna.training import MoELanguageModel, Recipe, native
 from moe_optuna.training.parameters import initialise
+from moe_optuna.training.sublayers import AttentionSublayer
 
 Build = Callable[..., MoEArchitecture]
 
@@ -38,6 +39,22 @@ def model_of(a: MoEArchitecture, **recipe: Any) -> MoELanguageModel:
     return model
 
 
+def in_double(model: MoELanguageModel) -> MoELanguageModel:
+    model.double()
+    model.rotary = model.rotary.to(torch.complex128)
+    return model
+
+
+def in_single(model: MoELanguageModel) -> MoELanguageModel:
+    model.float()
+    model.rotary = model.rotary.to(torch.complex64)
+    return model
+
+
+def loads_of(model: MoELanguageModel) -> list[Tensor]:
+    return [router.load for _, router in model.routers()]
+
+
 def losses_and_gradients(model: MoELanguageModel, tokens: Tensor) -> list[Tensor]:
     losses = model.loss(tokens[:, :-1], tokens[:, 1:])
     return [*losses, *torch.autograd.grad(losses[0] + 3 * losses[1], list(model.parameters()))]
@@ -61,48 +78,116 @@ CASES: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize("scores", ["sigmoid", "softmax"])
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
-def test_native_is_plain(
-    architecture: Build, case: dict[str, Any], scores: str, threads: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Losses and every gradient in float32, against `plain` in float64: 1e-5 of each gradient's norm."""
+def test_native_is_plain(architecture: Build, case: dict[str, Any], scores: str, threads: int) -> None:
+    """Losses, every gradient and the experts' loads in float32, against torch's operations in float64: 1e-5 of each
+    gradient's norm."""
     torch.set_num_threads(threads)
     a = architecture(**case)
     model = model_of(a, scores=scores, balance_loss=0.5, z_loss=0.1)
     torch.manual_seed(1)
     tokens = torch.randint(0, 256, (3, a.context_length + 1))
+    assert model.path() == "native"
     got = losses_and_gradients(model, tokens)
-    model.double()
-    model.rotary = model.rotary.to(torch.complex128)
+    loads = [load.clone() for load in loads_of(model)]
+    in_double(model)
+    assert model.path() == "sublayers"
     expected = losses_and_gradients(model, tokens)
     for one, other in zip(got, expected, strict=True):
         assert (one - other).norm() <= 1e-5 * other.norm() + 1e-7
+    assert all(torch.equal(2 * one, both) for one, both in zip(loads, loads_of(model), strict=True))
+    model.eval()
+    with torch.no_grad():
+        assert in_single(model).path() == "native"
+        assert model.loss(tokens[:, :-1], tokens[:, 1:])[0].item() == pytest.approx(expected[0].item(), rel=1e-5)
+    assert all(torch.equal(2 * one, both) for one, both in zip(loads, loads_of(model), strict=True))
 
 
 def test_the_path_that_runs(architecture: Build, monkeypatch: pytest.MonkeyPatch) -> None:
-    """float32 on a CPU goes to the compiled functions where there are any, everything else to torch's."""
-    called = []
-    for functions in (native, sublayers.plain):
-        original, name = functions.rms_norm_forward, functions.__name__.rsplit(".")[-1]
-        spy = lambda *arguments, original=original, name=name: called.append(name) or original(*arguments)  # noqa: E731
-        monkeypatch.setattr(functions, "rms_norm_forward", spy)
-    model, tokens = model_of(architecture()), torch.zeros(1, 16, dtype=torch.long)
-    model.loss(tokens, tokens)
-    expected = "native" if native.library() else "plain"
-    assert set(called) == {expected} == {sublayers.path(torch.zeros(1))}
-    called.clear()
-    model.double()
-    model.rotary = model.rotary.to(torch.complex128)
-    model.loss(tokens, tokens)
-    assert set(called) == {"plain"} == {sublayers.path(torch.zeros(1, dtype=torch.float64))}
+    """float32 on a CPU goes to the compiled model where there is one; what that leaves out to torch's operations."""
+    calls = []
+    monkeypatch.setattr(native, "losses", lambda *a, original=native.losses: calls.append("native") or original(*a))
+    forward = AttentionSublayer.forward
+    monkeypatch.setattr(AttentionSublayer, "forward", lambda *a: calls.append("sublayers") or forward(*a))
+
+    def ran(model: MoELanguageModel) -> str:
+        calls.clear()
+        tokens = torch.zeros(1, 16, dtype=torch.long)
+        model.loss(tokens, tokens)
+        (name,) = set(calls) or {"modules"}
+        assert model.path() == name
+        return str(name)
+
+    fast = "native" if native.library() else "sublayers"
+    assert ran(model_of(architecture())) == fast
+    assert ran(in_double(model_of(architecture()))) == "sublayers"
+    assert ran(MoELanguageModel(architecture(), end=0)) == "modules"  # masks by document
+    with torch.autocast("cpu", torch.bfloat16):
+        assert ran(model_of(architecture())) == "modules"
 
 
 def test_without_a_library_torch_runs(no_library: None, architecture: Build) -> None:
     assert native.library() is None
-    assert sublayers.path(torch.zeros(1)) == "plain"
     tokens = torch.zeros(1, 16, dtype=torch.long)
-    loss, router_loss = model_of(architecture()).loss(tokens, tokens)
+    model = model_of(architecture())
+    assert model.path() == "sublayers"
+    loss, router_loss = model.loss(tokens, tokens)
     (loss + router_loss).backward()
     assert loss.isfinite()
+
+
+@needs_library
+def test_weights_that_are_replaced_are_found(architecture: Build) -> None:
+    """By assignment, by a state dict and by a tied one: what is trained is what the modules hold."""
+    model, other = model_of(architecture()), MoELanguageModel(architecture())
+    initialise(other, 7)
+    tokens = torch.arange(2 * 17).view(2, 17)
+    before = model.loss(tokens[:, :-1], tokens[:, 1:])[0]
+    model.load_state_dict(other.state_dict(), assign=True)
+    after, expected = (m.loss(tokens[:, :-1], tokens[:, 1:])[0] for m in (model, other))
+    assert after == expected != before
+    model.layers[0].attention.qkv.weight = torch.nn.Parameter(torch.zeros_like(model.layers[0].attention.qkv.weight))
+    assert model.loss(tokens[:, :-1], tokens[:, 1:])[0] != expected
+
+
+@needs_library
+def test_a_tied_head_has_the_gradients_of_both(architecture: Build) -> None:
+    model = model_of(architecture(tied_embeddings=True))
+    tokens = torch.arange(2 * 17).view(2, 17)
+    got = losses_and_gradients(model, tokens)
+    expected = losses_and_gradients(in_double(model), tokens)
+    for one, other in zip(got, expected, strict=True):
+        assert (one - other).norm() <= 1e-5 * other.norm() + 1e-7
+
+
+@needs_library
+def test_what_does_not_fit_is_refused(architecture: Build) -> None:
+    """Compiled code would read beyond its arrays."""
+    model = MoELanguageModel(architecture())
+    good = torch.zeros(1, 16, dtype=torch.long)
+    for bad in (good + 256, good - 1):
+        with pytest.raises(IndexError, match="256 of the vocabulary"):
+            model.loss(bad, good)
+        with pytest.raises(IndexError, match="256 of the vocabulary"):
+            model.loss(good, bad)
+    with pytest.raises(IndexError, match="expected as many"):
+        model.loss(good, good[:, :8])
+    long = torch.zeros(1, 4096, dtype=torch.long)
+    with pytest.raises(IndexError, match="a sequence"):
+        model.loss(long, long)
+
+
+@needs_library
+def test_memory_that_was_given_back_is_not_read(architecture: Build) -> None:
+    """Two forward passes before a backward pass have each their own; a second backward pass is refused."""
+    model, tokens = model_of(architecture()), torch.arange(2 * 17).view(2, 17)
+    weights = list(model.parameters())
+    alone = torch.autograd.grad(model.loss(tokens[:1, :-1], tokens[:1, 1:])[0], weights)
+    first, second = (model.loss(tokens[i : i + 1, :-1], tokens[i : i + 1, 1:])[0] for i in (0, 1))
+    torch.autograd.grad(second, weights)
+    with_another = torch.autograd.grad(first, weights, retain_graph=True)
+    assert all(torch.equal(one, other) for one, other in zip(alone, with_another, strict=True))
+    with pytest.raises(RuntimeError, match="second backward pass"):
+        torch.autograd.grad(first, weights)
 
 
 def test_a_compiler_that_fails_is_no_library(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -32,12 +32,12 @@ def _peak(a: MoEArchitecture, sequences: int) -> tuple[int, str]:
     """Bytes that building and three steps add to this process, after another model has trained in it; and the path."""
     import torch
 
-    from moe_optuna.training import MoELanguageModel, Recipe, sublayers
+    from moe_optuna.training import MoELanguageModel, Recipe
     from moe_optuna.training.optimizer import FlatAdamW
     from moe_optuna.training.parameters import initialise, parameter_groups
     from moe_optuna.training.rules import hyperparameters
 
-    def steps(a: MoEArchitecture, sequences: int) -> None:
+    def steps(a: MoEArchitecture, sequences: int) -> str:
         model = MoELanguageModel(a)
         initialise(model, 0)
         hyper = hyperparameters(a, compute=1e10, tokens=10**5, recipe=Recipe())
@@ -47,6 +47,7 @@ def _peak(a: MoEArchitecture, sequences: int) -> tuple[int, str]:
             sum(model.loss(tokens[:, :-1], tokens[:, 1:])).backward()  # type: ignore[attr-defined]
             optimizer.step()
             optimizer.zero_grad()
+        return model.path()
 
     torch.set_num_threads(1)
     steps(MoEArchitecture(
@@ -55,8 +56,8 @@ def _peak(a: MoEArchitecture, sequences: int) -> tuple[int, str]:
     ), 2)  # fmt: skip
     before = _status("VmRSS")
     Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # the peak counts from here
-    steps(a, sequences)
-    return _status("VmHWM") - before, sublayers.path(torch.zeros(1))
+    path = steps(a, sequences)
+    return _status("VmHWM") - before, path
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.autograd import gradcheck
 
-from moe_optuna.training.router import RoutingRule, TopKRouter
+from moe_optuna.training.router import RoutingRule, TopKRouter, balance, take_loads
 
 
 def router_of(rule: RoutingRule, experts: int = 5, width: int = 6) -> TopKRouter:
@@ -65,11 +65,28 @@ def test_bias_evens_out_a_load_that_is_all_on_one_expert() -> None:
     assert first[0] > 300
     for _ in range(300):
         router(x, 1)
-        router.balance(0.01)
-    router.load.zero_()
+        balance([router], take_loads([router]), 0.01)
     balanced = router(x, 1).count_E
     assert balanced.std(correction=0) / balanced.mean() < 0.25
     assert router.selection_bias.sum().abs() < 1e-9
+
+
+def test_each_router_is_balanced_by_its_own_load() -> None:
+    """Two at once as one after the other; the loads are taken, and start again at 0."""
+    loads = torch.tensor([[4.0, 0, 1, 1], [0, 3, 3, 0]], dtype=torch.float64)
+    together, alone = ([router_of(RoutingRule(1), experts=4) for _ in loads] for _ in range(2))
+    for routers in (together, alone):
+        for router, load in zip(routers, loads, strict=True):
+            router.load.copy_(load)
+    taken = take_loads(together)
+    assert torch.equal(taken, loads)
+    assert all(router.load.sum() == 0 for router in together)
+    balance(together, taken, 0.1)
+    for one, other, load in zip(together, alone, loads, strict=True):
+        balance([other], take_loads([other]), 0.1)
+        assert torch.equal(one.selection_bias, other.selection_bias)
+        raised = one.selection_bias > one.selection_bias.mean()
+        assert torch.equal(raised, load < load.mean())
 
 
 def test_load_is_counted_in_training_only() -> None:

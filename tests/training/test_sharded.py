@@ -12,7 +12,7 @@ from moe_optuna.architecture import MoEArchitecture
 from moe_optuna.training.model import MoELanguageModel
 from moe_optuna.training.optimizer import FlatAdamW
 from moe_optuna.training.parameters import initialise
-from moe_optuna.training.sharded import ShardedAdamW, shard, split_as, whole
+from moe_optuna.training.sharded import ShardedAdamW, shard, split, whole
 
 
 def model(a: MoEArchitecture) -> MoELanguageModel:
@@ -62,7 +62,7 @@ def test_the_flat_optimizer_s_steps_and_state(mesh, architecture) -> None:
             optimizer.load_state_dict(flat.state_dict())
         for one, other in zip(flat_network.parameters(), network.parameters(), strict=True):
             one.grad = torch.randn(one.shape, generator=generator) * 10.0 ** (step % 3 - 1)
-            other.grad = split_as(one.grad, other)
+            (other.grad,) = split(one.grad.flatten(), [other])
         flat.step()
         optimizer.step()
         for name, value in flat.state_dict().items():

@@ -14,7 +14,7 @@ from moe_optuna.errors import InputError
 from moe_optuna.training import Recipe, TrainingResult, train
 from moe_optuna.training.model import MoELanguageModel
 from moe_optuna.training.parameters import initialise
-from moe_optuna.training.router import TopKRouter
+from moe_optuna.training.router import take_loads
 
 Build = Callable[..., MoEArchitecture]
 SMALL: dict[str, Any] = {
@@ -118,17 +118,12 @@ def test_the_loss_goes_to_the_entropy_of_the_text(architecture: Build, tmp_path:
 
 
 def test_loads_are_reported_by_layer(architecture: Build, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    counted: dict[int, torch.Tensor] = {}
-    own = TopKRouter.count
-
-    def count(self: TopKRouter, count_E: torch.Tensor) -> None:
-        own(self, count_E)
-        if self.training:
-            counted[id(self)] = counted.get(id(self), 0) + count_E
-
-    monkeypatch.setattr(TopKRouter, "count", count)
+    taken: list[torch.Tensor] = []
+    monkeypatch.setattr(
+        "moe_optuna.training._module.take_loads", lambda routers: taken.append(take_loads(routers)) or taken[-1]
+    )
     found = trained(architecture(n_moe_layers=2), folder).diagnostics
-    for layer, load_E in zip((1, 2), counted.values(), strict=True):
+    for layer, load_E in zip((1, 2), torch.stack(taken).sum(0), strict=True):
         shares = load_E.double().numpy()
         assert found[f"load_cv_layer_{layer}"] == pytest.approx(shares.std() / shares.mean(), rel=1e-5)
         assert found[f"dropped_layer_{layer}"] == 0
@@ -138,11 +133,7 @@ def test_loads_are_reported_by_layer(architecture: Build, folder: Path, monkeypa
 
 def test_a_collapsed_router_is_told(architecture: Build, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A bias that sends all tokens of one layer to the same two of eight experts."""
-
-    def balance(self: TopKRouter, rate: float) -> None:
-        self.load.zero_()
-
-    monkeypatch.setattr(TopKRouter, "balance", balance)
+    monkeypatch.setattr("moe_optuna.training._module.balance", lambda *_: None)
     own = initialise
 
     def unfair(model: MoELanguageModel, seed: int) -> None:
