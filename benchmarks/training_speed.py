@@ -83,6 +83,7 @@ def trainable(
     model.to(tokens.device)
     hyper = hyperparameters(a, compute=compute, tokens=10**6, recipe=Recipe())
     optimizer = FlatAdamW(parameter_groups(model, hyper))
+    model.flat = optimizer.whole
     routers = [router for _, router in model.routers()]
     low = bfloat16 or tokens.device.type == "cuda"
 

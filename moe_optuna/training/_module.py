@@ -69,6 +69,8 @@ class LanguageModelling(pl.LightningModule):
             optimizer = ShardedAdamW(groups)
         else:
             optimizer = FlatAdamW(groups)
+            if self.trainer.world_size == 1:  # several devices add up the gradients of parameters
+                self.model.flat = optimizer.whole
         if self._optimizer_state is not None:
             optimizer.load_state_dict(self._optimizer_state)
         return optimizer

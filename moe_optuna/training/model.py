@@ -155,6 +155,10 @@ class MoELanguageModel(nn.Module):
         recipe: Its router's rule.
         end: Token id that ends a document, beyond which nothing before it is attended to; ``None``: no such bound.
 
+    Attributes:
+        flat: What an optimizer may put here: a leaf of autograd in whose memory all parameters lie, and which gets one
+            gradient in place of theirs on the native path.
+
     Raises:
         InputError: Where the architecture has a part that is counted but not trained here.
     """
@@ -165,6 +169,7 @@ class MoELanguageModel(nn.Module):
         self.architecture, self.end = a, end
         self.rule = rule = RoutingRule(a.top_k, recipe.scores, recipe.balance_loss, recipe.z_loss)
         self.spare: list[Tensor] = []
+        self.flat: Tensor | None = None
         self.embedding = nn.Embedding(a.vocab_size, a.d_model)
         self.layers = nn.ModuleList(
             Layer(a, kind, Dense(a.d_model, a.d_dense) if index < a.n_dense_layers else MoE(a, rule))
@@ -232,7 +237,8 @@ class MoELanguageModel(nn.Module):
             E=a.n_experts, K=a.top_k, expert_hidden=a.d_expert, shared_hidden=a.shared_width,
             softmax=rule.scores == "softmax", balance=rule.balance_loss, z=rule.z_loss,
         )  # fmt: skip
-        return native.losses(shape, self.rotary, token_BS.flatten(), target_BS.flatten(), weights, self.spare)
+        tokens = token_BS.flatten(), target_BS.flatten()
+        return native.losses(native.Step(shape, self.rotary, *tokens, weights, self.spare, self.flat))
 
     def _layers(self, token_BS: Tensor) -> tuple[Tensor, Tensor]:
         """The last layer's output (T, D), and the routers' losses added up."""

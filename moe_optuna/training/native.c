@@ -769,7 +769,7 @@ int model_backward(const Shape *s, const Model *w, const float *table, const int
         block_backward(s, l < s->dense_layers, w->layer + l, kept + l, drouter, d->layer + l, &between);
         attend_backward(s, w->layer + l, table, kept + l, d->layer + l, &between);
     }
-    memset(d->embedding, 0, (size_t)s->V * D * sizeof(float));
+    if (d->embedding != d->head) memset(d->embedding, 0, (size_t)s->V * D * sizeof(float)); /* it is, where tied */
     for (int t = 0; t < T; t++) {
         float *row = d->embedding + (size_t)token[t] * D;
         SIMD for (int i = 0; i < D; i++) row[i] += dx[(size_t)t * D + i];

@@ -18,6 +18,7 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,7 @@ from torch.nn import Parameter
 from moe_optuna.training._corpus import cache_folder
 from moe_optuna.training.kernels import apply
 
-__all__ = ["PER_LAYER", "Shape", "library", "losses", "takes"]
+__all__ = ["PER_LAYER", "Shape", "Step", "library", "losses", "takes"]
 
 _SOURCE = Path(__file__).with_name("native.c")
 _FLAGS = ("-std=gnu11", "-O3", "-fno-math-errno", "-fno-trapping-math", "-fPIC", "-shared")
@@ -117,75 +118,97 @@ PER_LAYER = 13
 """Pointers of a layer (`Layer` of the source), after the three of the model's ends."""
 
 
-def losses(
-    shape: Shape,
-    table: Tensor,
-    token_T: Tensor,
-    target_T: Tensor,
-    weights: Sequence[Tensor | None],
-    spare: list[Tensor],
-) -> tuple[Tensor, Tensor]:
-    """Cross-entropy of the targets, and the routers' losses added up.
+@dataclass(slots=True)
+class Step:
+    """What a model's losses depend on.
 
-    Args:
-        shape: Of the model and of this batch; `threads` is set here.
+    Attributes:
+        shape: Of the model and of this batch; `threads` is set by `losses`.
         table: Rotary factors, (S, (H + G) C/2).
         token_T, target_T: Ids, int64, contiguous.
         weights: In the order of `Model` of the source: embedding, gain of the last norm, head, and for each layer
             `PER_LAYER`, ``None`` for what it does not have. Loads are added to.
         spare: Memory of earlier steps, taken and given back: fresh memory of this size costs a page fault each 4 KiB.
+        flat: A leaf of autograd in whose memory all parameters lie, to get one gradient in place of theirs, each of
+            which costs as much as a small product; ``None`` where there is none.
+    """
+
+    shape: Shape
+    table: Tensor
+    token_T: Tensor
+    target_T: Tensor
+    weights: Sequence[Tensor | None]
+    spare: list[Tensor]
+    flat: Tensor | None = None
+
+
+def losses(step: Step) -> tuple[Tensor, Tensor]:
+    """Cross-entropy of the targets, and the routers' losses added up.
 
     Raises:
         IndexError: Where an id is not in the vocabulary, or a sequence is longer than the table.
     """
-    if len(table) < shape.S or len(target_T) != len(token_T):
-        problem = f"{len(token_T)} tokens, {len(target_T)} targets: expected as many"
-        raise IndexError(f"{problem}, and at most {len(table)} a sequence")
-    shape.threads = torch.get_num_threads()
-    return apply(_Losses, shape, table, token_T, target_T, spare, *weights)  # type: ignore[no-any-return]
-
-
-def _pointers(tensors: Sequence[Tensor | None]) -> Any:
-    return (ctypes.c_void_p * len(tensors))(*[None if tensor is None else tensor.data_ptr() for tensor in tensors])
+    if len(step.table) < step.shape.S or len(step.target_T) != len(step.token_T):
+        problem = f"{len(step.token_T)} tokens, {len(step.target_T)} targets: expected as many"
+        raise IndexError(f"{problem}, and at most {len(step.table)} a sequence")
+    step.shape.threads = torch.get_num_threads()
+    pointers = [None if weight is None else weight.data_ptr() for weight in step.weights]
+    flat = step.flat
+    if flat is not None:
+        begin, end = flat.data_ptr(), flat.data_ptr() + flat.nbytes
+        lie = (begin <= p < end for p, w in zip(pointers, step.weights, strict=True) if p and type(w) is Parameter)
+        flat = flat if all(lie) else None
+    leaves = step.weights if flat is None else [flat]
+    return apply(_Losses, step, pointers, flat is not None, *leaves)  # type: ignore[no-any-return]
 
 
 class _Losses(Function):
     @staticmethod
     def forward(
-        ctx: Any, shape: Shape, table: Tensor, token_T: Tensor, target_T: Tensor, spare: list[Tensor], *weights: Any
+        ctx: Any, step: Step, pointers: list[int | None], is_flat: bool, *leaves: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         loaded: Any = library()
         training = any(ctx.needs_input_grad)
-        size = loaded.model_memory(ctypes.byref(shape), training)
-        memory = spare.pop() if spare else None
+        size = loaded.model_memory(ctypes.byref(step.shape), training)
+        memory = step.spare.pop() if step.spare else None
         if memory is None or len(memory) != size:
             memory = None  # given up before more is asked for
             memory = torch.empty(size)
         both = memory.new_empty(2)
         fits = loaded.model_forward(
-            ctypes.byref(shape), _pointers(weights), table.data_ptr(), token_T.data_ptr(), target_T.data_ptr(),
-            training, memory.data_ptr(), both.data_ptr(),
+            ctypes.byref(step.shape), _array(pointers), step.table.data_ptr(), step.token_T.data_ptr(),
+            step.target_T.data_ptr(), training, memory.data_ptr(), both.data_ptr(),
         )  # fmt: skip
         if not fits:
-            raise IndexError(f"a token id is not among the {shape.V} of the vocabulary")
+            raise IndexError(f"a token id is not among the {step.shape.V} of the vocabulary")
         if training:
-            ctx.save_for_backward(table, token_T, target_T, *weights)
-            ctx.shape, ctx.memory, ctx.spare = shape, memory, spare
+            ctx.save_for_backward(*leaves)  # autograd tells where one has been changed since
+            ctx.step, ctx.pointers, ctx.is_flat, ctx.memory = step, pointers, is_flat, memory
         else:
-            spare[:] = [memory]
+            step.spare[:] = [memory]
         loss, router_loss = both.unbind(0)
         return loss, router_loss
 
     @staticmethod
     def backward(ctx: Any, grad_loss: Tensor, grad_router: Tensor) -> Any:
-        table, token_T, target_T, *weights = ctx.saved_tensors
-        if ctx.memory is None:
+        step, memory = ctx.step, ctx.memory
+        leaves: tuple[Tensor | None, ...] = ctx.saved_tensors
+        if memory is None:
             raise RuntimeError("a second backward pass through the same losses: its memory has been given back")
-        gradients = [None if weight is None else torch.empty_like(weight) for weight in weights]
+        gradients = [None if leaf is None else torch.empty_like(leaf) for leaf in leaves]
+        into = [None if gradient is None else gradient.data_ptr() for gradient in gradients]
+        if ctx.is_flat:  # each where its parameter lies in the whole
+            (begin,), size = (leaf.data_ptr() for leaf in ctx.saved_tensors), ctx.saved_tensors[0].nbytes
+            start = into[0]
+            into = [start + p - begin if p and start and 0 <= p - begin < size else None for p in ctx.pointers]
         loaded: Any = library()
         loaded.model_backward(
-            ctypes.byref(ctx.shape), _pointers(weights), table.data_ptr(), token_T.data_ptr(), target_T.data_ptr(),
-            ctx.memory.data_ptr(), grad_loss.data_ptr(), grad_router.data_ptr(), _pointers(gradients),
+            ctypes.byref(step.shape), _array(ctx.pointers), step.table.data_ptr(), step.token_T.data_ptr(),
+            step.target_T.data_ptr(), memory.data_ptr(), grad_loss.data_ptr(), grad_router.data_ptr(), _array(into),
         )  # fmt: skip
-        ctx.spare[:], ctx.memory = [ctx.memory], None
-        return None, None, None, None, None, *gradients
+        step.spare[:], ctx.memory = [memory], None
+        return None, None, None, *gradients
+
+
+def _array(pointers: list[int | None]) -> Any:
+    return (ctypes.c_void_p * len(pointers))(*pointers)

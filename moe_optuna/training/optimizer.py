@@ -29,6 +29,7 @@ class FlatAdamW(Optimizer):
 
     Attributes:
         values: All parameters, side by side in one tensor.
+        whole: The same as a leaf of autograd, of which a model may take one gradient in place of all parameters'.
     """
 
     def __init__(
@@ -50,6 +51,7 @@ class FlatAdamW(Optimizer):
         self.norm = torch.zeros((), device=example.device)
         self.parameters = [p for group in self.param_groups for p in group["params"]]
         self.values = [self.memory[0]]
+        self.whole = self.memory[0].detach().requires_grad_()
         self.gradients: list[Tensor] = []
         with torch.no_grad():
             for group, (value, gradient, *_) in zip(self.param_groups, self.flat, strict=True):
@@ -66,7 +68,10 @@ class FlatAdamW(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        torch._foreach_copy_(self.gradients, [p.grad for p in self.parameters])
+        if self.whole.grad is not None:
+            self.memory[1] = self.whole.grad
+        else:
+            torch._foreach_copy_(self.gradients, [p.grad for p in self.parameters])
         self.norm = torch.linalg.vector_norm(self.memory[1])
         self.steps += 1
         shrink = (self.norm / self.clip).clamp_(min=1.0)  # the fused update divides gradients by it
@@ -92,6 +97,9 @@ class FlatAdamW(Optimizer):
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Forget the gradients; torch's own looks for more than there is here, and takes as long as a small layer."""
+        if self.whole.grad is not None:
+            self.whole.grad = None
+            return
         for parameter in self.parameters:
             parameter.grad = None
 

@@ -9,7 +9,9 @@ from torch import Tensor
 
 from moe_optuna.architecture import MoEArchitecture
 from moe_optuna.training import MoELanguageModel, Recipe, native
-from moe_optuna.training.parameters import initialise
+from moe_optuna.training.optimizer import FlatAdamW
+from moe_optuna.training.parameters import initialise, parameter_groups
+from moe_optuna.training.rules import hyperparameters
 from moe_optuna.training.sublayers import AttentionSublayer
 
 Build = Callable[..., MoEArchitecture]
@@ -157,6 +159,33 @@ def test_a_tied_head_has_the_gradients_of_both(architecture: Build) -> None:
     expected = losses_and_gradients(in_double(model), tokens)
     for one, other in zip(got, expected, strict=True):
         assert (one - other).norm() <= 1e-5 * other.norm() + 1e-7
+
+
+@needs_library
+@pytest.mark.parametrize("tied", [False, True])
+def test_the_gradient_of_the_whole_is_that_of_its_parts(architecture: Build, tied: bool) -> None:
+    """Where the optimizer's memory is the leaf, and no longer where a parameter has left it."""
+    model = model_of(architecture(tied_embeddings=tied))
+    tokens = torch.arange(2 * 17).view(2, 17)
+    parts = losses_and_gradients(model, tokens)[2:]
+    expected = dict(zip((name for name, _ in model.named_parameters()), parts, strict=True))
+    hyper = hyperparameters(model.architecture, compute=1e10, tokens=10**5, recipe=Recipe())
+    optimizer = FlatAdamW(parameter_groups(model, hyper))
+    model.flat = optimizer.whole
+    loss, router_loss = model.loss(tokens[:, :-1], tokens[:, 1:])
+    (loss + 3 * router_loss).backward()
+    assert optimizer.whole.grad is not None
+    assert all(parameter.grad is None for parameter in model.parameters())
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    start = 0
+    for parameter in optimizer.parameters:
+        part = optimizer.whole.grad[start : (start := start + parameter.numel())].view(parameter.shape)
+        torch.testing.assert_close(part, expected[names[id(parameter)]], rtol=0, atol=0 if not tied else 1e-7)
+    optimizer.zero_grad()
+    model.norm.gain = torch.nn.Parameter(model.norm.gain.detach().clone())
+    sum(model.loss(tokens[:, :-1], tokens[:, 1:])).backward()  # type: ignore[attr-defined]
+    assert optimizer.whole.grad is None
+    assert model.norm.gain.grad is not None
 
 
 @needs_library
