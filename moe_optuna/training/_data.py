@@ -16,8 +16,9 @@ from moe_optuna.training._corpus import Corpus
 __all__ = ["TextData"]
 
 
-MOST_STEPS = 16
-"""Most optimizer steps that the trainer is given at once: what it does around a batch costs as much as a small step."""
+TOGETHER = 2**16
+"""Tokens of the optimizer steps that the trainer is given at once: what it does around a batch takes as long as a small
+step."""
 
 
 class _Batches(IterableDataset[list[Tensor]]):
@@ -33,9 +34,10 @@ class _Batches(IterableDataset[list[Tensor]]):
 
     def __iter__(self) -> Iterator[list[Tensor]]:
         batches, step = self._batches(), self.data.first_step
+        most = max(1, TOGETHER // (self.data.sequences * self.data.context_length))
         while step < self.data.steps:
             stop = min((pause for pause in self.data.pauses if pause > step), default=self.data.steps)
-            together = min(MOST_STEPS, stop - step)
+            together = min(most, stop - step)
             yield [next(batches) for _ in range(together * self.data.micro_batches)]
             step += together
 
