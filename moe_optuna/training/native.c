@@ -566,10 +566,9 @@ typedef struct {
     float *dx, *dnormed, *visits, *narrow, *wide;
 } Scratch;
 
-/* A few cache lines apart: arrays that lie whole pages apart, as those of 4096 tokens would, get in each other's way. */
 static float *take(float *memory, size_t *used, size_t n) {
     size_t start = *used;
-    *used = start + (n + LANES - 1) / LANES * LANES + 5 * LANES;
+    *used = start + (n + LANES - 1) / LANES * LANES;
     return memory ? memory + start : NULL;
 }
 
