@@ -251,15 +251,30 @@ static void swiglu_row(int F, const float *gate, float weight, float *hidden) {
     SIMD for (int i = 0; i < F; i++) hidden[i] = gate[i] * logistic(gate[i]) * gate[F + i] * weight;
 }
 
-/* Gradients of gate, up and (returned) weight, of that of hidden. */
+/* Gradients of gate and up, of that of hidden, d; returned times up is that of the weight. */
+static inline float swiglu_gradient(float gate, float up, float weight, float d, float *dgate, float *dup) {
+    float sigmoid = logistic(gate), silu = gate * sigmoid;
+    *dgate = d * weight * up * (sigmoid + silu * (1.0f - sigmoid));
+    *dup = d * weight * silu;
+    return d * silu;
+}
+
+/* Half a vector at the end is done as one: the compiler would go through it number by number. */
 static float swiglu_row_backward(int F, const float *gate, float weight, const float *dhidden, float *dgate) {
-    float dweight = 0;
-    SIMD_SUM(dweight) for (int i = 0; i < F; i++) {
-        float sigmoid = logistic(gate[i]), silu = gate[i] * sigmoid, up = gate[F + i], d = dhidden[i];
-        dweight += d * silu * up;
-        dgate[i] = d * weight * up * (sigmoid + silu * (1.0f - sigmoid));
-        dgate[F + i] = d * weight * silu;
+    enum { HALF = LANES / 2 };
+    float dweight = 0, part[HALF];
+    int i = F / LANES * LANES;
+    SIMD_SUM(dweight) for (int j = 0; j < i; j++)
+        dweight += swiglu_gradient(gate[j], gate[F + j], weight, dhidden[j], dgate + j, dgate + F + j) * gate[F + j];
+    if (i + HALF <= F) {
+        SIMD for (int j = 0; j < HALF; j++)
+            part[j] = swiglu_gradient(gate[i + j], gate[F + i + j], weight, dhidden[i + j], dgate + i + j,
+                                      dgate + F + i + j);
+        for (int j = 0; j < HALF; j++) dweight += part[j] * gate[F + i + j];
+        i += HALF;
     }
+    for (; i < F; i++)
+        dweight += swiglu_gradient(gate[i], gate[F + i], weight, dhidden[i], dgate + i, dgate + F + i) * gate[F + i];
     return dweight;
 }
 
