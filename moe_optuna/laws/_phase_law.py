@@ -204,7 +204,7 @@ class PhaseLaw:
         index = [axis.name for axis in self.axes].index(name)
         place, drift, curve, growth = self.draws(draws)[:, 3:].reshape(-1, 4, len(self.axes))[:, :, index].T[..., None]
         strength = np.exp(np.clip(curve + growth * h, -20, 5))
-        return self.axes[index], np.clip(place + drift * h, -1, 1), strength
+        return self.axes[index], place + drift * h, strength
 
     # ---- files
 

@@ -100,6 +100,32 @@ def test_intervals_of_small_noisy_ladders_cover_what_they_extrapolate_to() -> No
     assert growths.count("can't tell") >= 8  # so few and so noisy runs cannot tell the growth of a band
 
 
+@pytest.mark.parametrize("compute", [1e20, 1e24, 1e26, 1e28])
+def test_a_published_optimum_follows_its_line_however_far(compute: float) -> None:
+    """Value and interval against the textbook's line and its standard error; 6 is the floor of compute density."""
+    budgets, optima = [1e18, 3e18, 1e19, 3e19, 1e20, 3e20], np.array([10.95, 9.90, 9.22, 8.77, 8.35, 8.22])
+    h = np.log(budgets) - np.mean(np.log(budgets))
+    line, covariance = np.polyfit(h, np.log(optima - 6), 1, cov=True)
+    at = np.array([np.log(compute) - np.mean(np.log(budgets)), 1.0])
+    value, (low, high) = LadderLaws.published().predict("compute_density", compute)
+    assert value == pytest.approx(6 + np.exp(at @ line), rel=1e-9)
+    error = np.sqrt(at @ covariance @ at)
+    assert np.log((high - 6) / (low - 6)) == pytest.approx(2 * 1.96 * error, rel=0.15)  # 400 draws
+
+
+def test_extrapolations_get_less_sure_and_nothing_overflows() -> None:
+    """A ladder whose optima move fast, up to where they leave what was searched many times over."""
+    table = runs([1e10, 3e10, 1e11], (5, 12, 6), 0.003, 0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        laws = fit_ladder(table, score=False)
+        for name in ("flops_per_token", "compute_density", "d_model"):
+            spans = [laws.predict(name, compute)[1] for compute in 10.0 ** np.arange(11, 29)]
+            widths = [np.ptp(coordinate(name, np.array(span))) for span in spans]
+            assert np.isfinite(widths).all(), name
+            assert (np.diff(widths) > 0).all(), name
+
+
 def test_fits_of_a_budget_use_its_own_runs_where_they_suffice() -> None:
     laws = fit_ladder(runs([1e18, 1e19], (4, 36, 20), 0.001, 0))
     own = {(f.axis, f.compute): f for f in laws.axes}
