@@ -66,10 +66,15 @@ class PowerLaw:
         )  # fmt: skip
 
     def draws(self, compute: ArrayLike) -> Array:
-        """Values at budgets (b,), the best in row 0, then draws of a alone, (s, b); for a law that is given and not
-        fitted.
+        """Values at budgets (b,), the best in row 0, then draws, (s, b); for a law that is given and not fitted.
+
+        Their log sd is that of a at the ladder's budgets and grows by as much with each decade outside of them: the
+        rule of `moe_optuna.laws.published`.
         """
-        sd = float(np.log(self.a_interval[1] / self.a_interval[0])) / (2 * 1.96)
+        compute = np.asarray(compute, float)
+        measured = [point[0] for point in self.points]
+        outside = np.abs(np.log10(compute / np.clip(compute, min(measured), max(measured))))
+        sd = float(np.log(self.a_interval[1] / self.a_interval[0])) / (2 * 1.96) * (1 + outside)
         normal = np.vstack([np.zeros((1, 1)), np.random.default_rng(0).standard_normal((DRAWS, 1))])
         return np.asarray(self(compute) * np.exp(sd * normal))
 

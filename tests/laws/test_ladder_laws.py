@@ -10,6 +10,7 @@ import pytest
 
 from moe_optuna.errors import InputError
 from moe_optuna.laws.ladder import LadderLaws, fit_ladder
+from moe_optuna.laws.published import PUBLISHED
 
 POLE = 289 / 9
 AXES = {0: ("flops_per_token",), 1: ("compute_density", "expansion_ratio"), 2: ("d_model",)}
@@ -111,6 +112,14 @@ def test_a_published_optimum_follows_its_line_however_far(compute: float) -> Non
     assert value == pytest.approx(6 + np.exp(at @ line), rel=1e-9)
     error = np.sqrt(at @ covariance @ at)
     assert np.log((high - 6) / (low - 6)) == pytest.approx(2 * 1.96 * error, rel=0.15)  # 400 draws
+
+
+@pytest.mark.parametrize("compute", [1e16, 1e18, 3e20, 3e22, 1e26])
+def test_published_allocation_widens_outside_its_range_as_the_law_does(compute: float) -> None:
+    (value, (low, high)), published = LadderLaws.published().predict("flops_per_token", compute), PUBLISHED
+    centre, (bottom, top) = published["holistic_flops_per_token"].quietly(compute)
+    assert value == pytest.approx(centre)
+    assert np.log([low / value, high / value]) == pytest.approx(np.log([bottom / centre, top / centre]), rel=0.15)
 
 
 def test_extrapolations_get_less_sure_and_nothing_overflows() -> None:

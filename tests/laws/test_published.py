@@ -79,6 +79,14 @@ def test_holistic_counts_are_consistent_with_each_other():
     assert ((ratio > 18) & (ratio < 25)).all()  # flat there
 
 
+@pytest.mark.filterwarnings("ignore::moe_optuna.laws.OutsideRangeWarning")
+def test_where_the_published_active_params_pass_what_an_architecture_can_have_is_said():
+    law = PUBLISHED["holistic_active_params"]
+    below, above = (law(c) / (PUBLISHED["holistic_flops_per_token"](c) / 6) for c in (1.03e23, 1.05e23))
+    assert below < 1 < above
+    assert "passes M/6, which no architecture has, at C = 1.04e23" in law.conventions
+
+
 @pytest.mark.parametrize(
     ("ratio", "granularity", "compute", "expected"),
     [
