@@ -189,7 +189,8 @@ class Controller:
             for index, loss in message.get("reports", [message.get("report")]):
                 self._report(work, run, int(index), float(loss))
             if "report" in message:
-                self.executor.send(worker, {"stop": True} if self.stopping else {"go": not run.verdict})
+                stop = self.stopping or run.verdict == "lost"
+                self.executor.send(worker, {"stop": True} if stop else {"go": not run.verdict})
             return
         del self._running[worker]
         if run.verdict == "lost":
@@ -215,12 +216,18 @@ class Controller:
             raise InputError(message["failed"]["reason"])
 
     def _report(self, work: Work, run: Run, index: int, loss: float) -> None:
+        if run.verdict == "lost":
+            return
         if not math.isfinite(loss):
             run.verdict, run.reason = "failed", f"the loss is {loss} at report {index}"
             return
         if index not in run.steps:
             run.steps.add(index)
-            run.trial.report(loss, index)
+            try:
+                run.trial.report(loss, index)
+            except UpdateFinishedTrialError:  # another controller took this one for dead and finished the trial
+                run.verdict = "lost"
+                return
         if not run.verdict and index < work.recipe.get("reports", math.inf) and run.prunes(work.seed):
             run.verdict = "pruned"  # never at the last report, where all is trained
         self._tell("report", work, run, loss=loss, fraction=index / max(1, work.recipe.get("reports", 1)))
@@ -264,7 +271,8 @@ class Controller:
             return
         if not self.stopping:  # a worker that ends while the search does has its reason there
             attribute = 0 if last else deaths
-            work.study._storage.set_trial_system_attr(run.trial._trial_id, _DEATHS, attribute)
+            with contextlib.suppress(UpdateFinishedTrialError):  # as in `_report`; then there is nothing to give back
+                work.study._storage.set_trial_system_attr(run.trial._trial_id, _DEATHS, attribute)
         self._note(work, f"trial {run.trial.number} goes back: {reason}")
         self._give_back(work, run)
         if last:
@@ -272,8 +280,8 @@ class Controller:
 
     def _give_back(self, work: Work, run: Run) -> None:
         with contextlib.suppress(OSError):  # with no room in the journal, the next run takes it up as a dead one's
-            if self.leases.holds(work.frozen(run.trial)):
-                self.leases.give_back(work.study, run.trial._trial_id)
+            if self.leases.holds(trial := work.frozen(run.trial)):
+                self.leases.give_back(work.study, trial)
         self._tell("end", work, run, state="returned")
 
     def _give_back_all(self, work: Work) -> None:

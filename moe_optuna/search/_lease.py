@@ -20,6 +20,7 @@ from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import TrialState
 
 if TYPE_CHECKING:
@@ -74,9 +75,17 @@ class Leases:
             study._storage.set_study_system_attr(study._study_id, _COUNT + self.name, self._count)
         return True
 
-    def give_back(self, study: Study, trial_id: int) -> None:
-        """Let the next `ask` have the trial, as it is."""
-        study._storage.set_trial_state_values(trial_id, TrialState.WAITING)
+    def give_back(self, study: Study, trial: FrozenTrial) -> bool:
+        """Let the next `ask` have the trial, as it is; not where somebody took or finished it since `trial` was
+        read. Whether it was let go."""
+        now = study._storage.get_trial(trial._trial_id)
+        if now.state != TrialState.RUNNING or now.system_attrs.get(_OWNER) != trial.system_attrs.get(_OWNER):
+            return False
+        try:
+            study._storage.set_trial_state_values(trial._trial_id, TrialState.WAITING)
+        except UpdateFinishedTrialError:  # this very moment
+            return False
+        return True
 
     def reap(self, study: Study, mine: Collection[int] = ()) -> list[int]:
         """Give back the trials of dead controllers, and those of this one that are not among `mine`; their numbers."""
@@ -93,8 +102,7 @@ class Leases:
                 stale = trial.number not in mine
             else:
                 stale = self._dead(study, owner or f"trial {trial.number}", beats)
-            if stale:
-                self.give_back(study, trial._trial_id)
+            if stale and self.give_back(study, trial):
                 reaped.append(trial.number)
         return reaped
 

@@ -14,7 +14,9 @@ from small_phase import SmallPhase, architecture
 from small_search import open_study, run
 
 from moe_optuna import BandPruner, InputError
-from moe_optuna.search._controller import RETRIES
+from moe_optuna.search._controller import RETRIES, Controller
+from moe_optuna.search._lease import Leases
+from moe_optuna.search._work import Work
 
 
 def states(study):
@@ -248,6 +250,46 @@ def test_no_trial_is_lost_while_workers_are_killed(tmp_path):
     assert killed.total() >= 15
     assert states(study) == ["COMPLETE"] * 40
     assert all(trial.value == pytest.approx(expected(trial), rel=1e-12) for trial in study.trials)
+
+
+@pytest.mark.parametrize(
+    ("messages", "answers"),
+    [
+        ([{"reports": [[1, 3.0]]}, {"report": [2, 2.9]}, {"interrupted": {}}], [{"stop"}]),
+        ([{"reports": []}, {"died": "SIGKILL"}], []),
+    ],
+)
+def test_a_trial_that_another_controller_finished_is_dropped_and_the_search_goes_on(tmp_path, messages, answers):
+    """This machine slept and was taken for dead; its worker goes on with what another has told the result of."""
+    study = optuna.create_study()
+
+    class Sleeper:
+        sent, task = [], None
+
+        def available(self):
+            return [] if self.task else [0]
+
+        def send(self, worker, message):
+            self.sent.append(message)
+            self.task = message.get("run", self.task)
+
+        def wait(self, seconds):
+            task, first = self.task, not study.trials[0].state.is_finished()
+            self.task = None
+            if not first:
+                return [(0, {"result": {"loss": loss_of(task)}})]
+            study._storage.set_trial_state_values(study.trials[0]._trial_id, TrialState.WAITING)
+            again = study.ask()
+            Leases(exclusive=False).take(study, again._trial_id)
+            study.tell(again, 2.5)
+            return [(0, message) for message in messages]
+
+    executor = Sleeper()
+    Controller(executor, Leases(exclusive=False)).run(Work(study, SmallPhase(), 2, {"reports": 4}, "", 0, tmp_path))
+    assert [set(message) for message in executor.sent] == [{"run"}, *answers, {"run"}]
+    assert states(study) == ["COMPLETE"] * 2
+    assert study.trials[0].value == 2.5
+    assert study.trials[0].intermediate_values == {}
 
 
 def test_workers_end_with_their_controller(tmp_path):

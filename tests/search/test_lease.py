@@ -112,3 +112,40 @@ def test_whoever_holds_the_folder_need_not_wait(study):
     study.ask()  # whose controller died before it could sign
     assert Leases(exclusive=True).reap(study) == [0, 1]
     assert {trial.state for trial in study.trials} == {TrialState.WAITING}
+
+
+def test_a_trial_that_ends_while_it_is_reaped_stays_ended(study, monkeypatch):
+    """Its controller tells the result between the look at the trials and the moment that they are given back."""
+    leases, other = Leases(exclusive=True), Leases(exclusive=False)
+    first, second = ask(study, other), ask(study, other)
+    look, give = study._storage.get_study_system_attrs, study._storage.set_trial_state_values
+
+    def tell_first(study_id):
+        study.tell(first, 1.0)
+        return look(study_id)
+
+    def tell_second(trial_id, state, values=None):
+        if state == TrialState.WAITING:
+            give(second._trial_id, TrialState.COMPLETE, (2.0,))
+        return give(trial_id, state, values)
+
+    monkeypatch.setattr(study._storage, "get_study_system_attrs", tell_first)
+    monkeypatch.setattr(study._storage, "set_trial_state_values", tell_second)
+    assert leases.reap(study) == []
+    assert [trial.value for trial in study.trials] == [1.0, 2.0]
+
+
+def test_a_dead_controller_s_trial_is_taken_once_by_two_that_see_it(study, monkeypatch):
+    one, two = Leases(exclusive=True), Leases(exclusive=True)
+    ask(study, Leases(exclusive=False))
+    look = study._storage.get_study_system_attrs
+
+    def before(study_id):
+        monkeypatch.undo()
+        assert one.reap(study) == [0]
+        one.take(study, study.ask()._trial_id)
+        return look(study_id)
+
+    monkeypatch.setattr(study._storage, "get_study_system_attrs", before)
+    assert two.reap(study) == []
+    assert one.holds(study.trials[0])
