@@ -72,7 +72,7 @@ def plan(compute: float, *, laws: LadderLaws | None = None, space: SearchSpace |
     intervals = {name: span for name, span in spans.items() if span[0] < span[1]}  # else the law has no uncertainty
     density, ratio = (laws.predict(name, compute)[0] for name in AXES[:2])
     wanted = Triad.at(flops, density, ratio, space.tolerances)
-    triad, candidates, notes = _candidates(space, laws, compute, wanted)
+    triad, candidates, total, notes = _candidates(space, laws, compute, wanted)
     excess = _excess(laws, compute, candidates)
     score = excess + DEVIATION * _deviation(candidates, triad)
     best = int(score.argmin())
@@ -84,6 +84,7 @@ def plan(compute: float, *, laws: LadderLaws | None = None, space: SearchSpace |
         loss, intervals["predicted_loss"] = least * times, (low * times, high * times)
     bands = {axis: laws.band(axis, compute) for axis in AXES if axis in laws.axes_known}
     architecture = _architecture(space, candidates, best)
+    looked = len(score) if len(score) < total else None
     return Blueprint(
         compute=compute,
         flops_per_token=flops,
@@ -101,19 +102,22 @@ def plan(compute: float, *, laws: LadderLaws | None = None, space: SearchSpace |
         notes=(
             *_reach(laws, compute),
             *notes,
-            *_outside(architecture, bands, met=triad is wanted),
-            *_above(float(excess[best])),
+            *_outside(architecture, bands, looked, met=triad is wanted),
+            *_above(float(excess[best]), looked),
         ),
         held_out=laws.held_out,
     )
 
 
-def _outside(architecture: MoEArchitecture, bands: Mapping[str, tuple[Span, ...]], *, met: bool) -> list[str]:
-    """Where the architecture lies outside of a band: the lattice holds nothing better at its triad, which is the laws'
-    or, not `met`, another."""
+def _outside(
+    architecture: MoEArchitecture, bands: Mapping[str, tuple[Span, ...]], looked: int | None, *, met: bool
+) -> list[str]:
+    """Where the architecture lies outside of a band: the lattice, or of a large one the part that was looked through,
+    holds nothing better at its triad, which is the laws' or, not `met`, another."""
     why = "the band goes with the triad of the laws, which the space does not have"
     if met:
-        why = "of the architectures that meet the triad, those inside, if any, have a greater predicted loss"
+        them = f"{looked} nearest to" if looked else "architectures that meet"
+        why = f"of the {them} the triad, those inside, if any, have a greater predicted loss"
     return [
         f"{axis} {value:.4g} lies outside its near-optimal band, {low:.4g} to {high:.4g}: {why}"
         for axis, ((low, high), *_) in bands.items()
@@ -121,38 +125,36 @@ def _outside(architecture: MoEArchitecture, bands: Mapping[str, tuple[Span, ...]
     ]
 
 
-def _above(excess: float) -> list[str]:
+def _above(excess: float, looked: int | None) -> list[str]:
     """How far the architecture is from the laws' optimum, where that is more than the band."""
     if excess <= BAND:
         return []
-    return [
-        f"its predicted loss is {excess:.2%} above the least that the laws allow: no architecture that meets the triad "
-        f"is within {BAND:.1%}"
-    ]
+    none = f"none of the {looked} nearest to the triad" if looked else "no architecture that meets the triad"
+    return [f"its predicted loss is {excess:.2%} above the least that the laws allow: {none} is within {BAND:.1%}"]
 
 
 def _candidates(
     space: SearchSpace, laws: LadderLaws, compute: float, wanted: Triad
-) -> tuple[Triad, Columns, list[str]]:
+) -> tuple[Triad, Columns, int, list[str]]:
     """The architectures that meet the wanted triad; where none does, those of the best triad of the space that some
-    meet.
+    meet. With how many meet it, since of very many only the nearest are looked through.
     """
-    found = _lattice(space, wanted)
-    if len(found["d_model"]):
-        return wanted, found, []
+    found, total = _lattice(space, wanted)
+    if total:
+        return wanted, found, total, []
     cells = space.phase_one(compute, flops_per_token=wanted.flops_per_token)
     excess = _excess(laws, compute, cells.lattice.arrays)
     for index in np.argsort(excess)[:20]:
         triad = cells.triad_of(int(index))
         triad = Triad(triad.flops_per_token, triad.active_params, triad.total_params, space.tolerances)
-        found = _lattice(space, triad)
-        if len(found["d_model"]):
+        found, total = _lattice(space, triad)
+        if total:
             note = (
                 f"no architecture of the space has compute_density {wanted.compute_density:.4g} and expansion_ratio "
                 f"{wanted.expansion_ratio:.4g}; that of the least predicted loss is held to "
                 f"{triad.compute_density:.4g} and {triad.expansion_ratio:.4g} within the tolerances"
             )
-            return triad, found, [note]
+            return triad, found, total, [note]
     raise InputError(
         f"no architecture of the space {space.name} near flops_per_token {wanted.flops_per_token:.4g}, compute_density "
         f"{wanted.compute_density:.4g}, expansion_ratio {wanted.expansion_ratio:.4g}",
@@ -160,18 +162,18 @@ def _candidates(
     )
 
 
-def _lattice(space: SearchSpace, triad: Triad) -> Columns:
-    """The architectures that meet a triad as columns; of more than MOST the nearest to it, by ever closer
-    tolerances, at least the nearest one of each width."""
-    tolerances = triad.tolerances
-    for share in (1.0, 0.7, 0.5, 0.35, 0.25, 0.15, 0.1, 0.05):
-        closer = Tolerances(*(share * tolerance for tolerance in astuple(tolerances)))
+def _lattice(space: SearchSpace, triad: Triad) -> tuple[Columns, int]:
+    """The architectures that meet a triad as columns, and their number; of more than MOST the nearest to it alone, by
+    ever closer tolerances, at least the nearest one of each width."""
+    lattice, share = space.lattice(triad), 1.0
+    total = len(lattice)
+    while len(lattice) > MOST:
+        share *= 0.7
+        closer = Tolerances(*(share * tolerance for tolerance in astuple(triad.tolerances)))
         lattice = space.lattice(replace(triad, tolerances=closer))
-        if len(lattice) <= MOST:
-            break
-    if len(lattice) or share == 1.0:
-        return lattice.arrays
-    return space.phase_two(triad).lattice.arrays
+    if len(lattice) or not total:
+        return lattice.arrays, total
+    return space.phase_two(triad).lattice.arrays, total
 
 
 def _excess(laws: LadderLaws, compute: float, columns: Columns) -> Floats:

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from moe_optuna.errors import InputError
-from moe_optuna.laws import LadderLaws, fit_ladder
-from moe_optuna.search import Blueprint, plan
-from moe_optuna.space import SearchSpace
+from moe_optuna.laws import LadderLaws, fit_ladder, with_ratios
+from moe_optuna.search import Blueprint, _plan, plan
+from moe_optuna.space import SearchSpace, _lattice
 
 KEYS = {
     "compute", "flops_per_token", "tokens", "triad", "architecture", "band", "alternatives", "predicted_loss", "source",
@@ -212,3 +212,22 @@ def test_far_below_the_ladder_the_notes_say_so_first_and_blame_no_lattice() -> N
     assert made.triad.admits(made.architecture)
     assert len(outside) == 3
     assert all("the triad of the laws" in note and "lattice" not in note for note in outside)
+
+
+def test_of_a_part_of_the_lattice_nothing_is_claimed_that_the_whole_denies(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Too few layers put the best at the triad's edge, which a part of the lattice around its middle misses."""
+    space = SearchSpace.from_toml(SearchSpace.load("holistic").to_toml().replace("high = 128", "high = 13"))
+    whole = plan(9e19, space=space)
+    least = LadderLaws.published().excess(9e19, with_ratios(space.lattice(whole.triad).arrays)).min()
+    assert least < 0.001
+    assert not any("above the least" in note for note in whole.notes)
+    monkeypatch.setattr(_plan, "MOST", 200)
+    (above,) = plan(9e19, space=space).notes
+    assert "none of the 207 nearest to the triad is within 0.1%" in above
+
+
+def test_however_large_the_lattice_a_part_of_it_is_looked_through(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_plan, "MOST", 60)
+    monkeypatch.setattr(_lattice, "LARGEST", 90)
+    made = plan(3e20)
+    assert made.triad.admits(made.architecture)
