@@ -103,7 +103,7 @@ def plan(compute: float, *, laws: LadderLaws | None = None, space: SearchSpace |
             *_reach(laws, compute),
             *notes,
             *_outside(architecture, bands, looked, met=triad is wanted),
-            *_above(float(excess[best]), looked),
+            *_above(space, laws, compute, architecture, float(excess[best]), looked),
         ),
         held_out=laws.held_out,
     )
@@ -125,12 +125,33 @@ def _outside(
     ]
 
 
-def _above(excess: float, looked: int | None) -> list[str]:
-    """How far the architecture is from the laws' optimum, where that is more than the band."""
+def _above(
+    space: SearchSpace,
+    laws: LadderLaws,
+    compute: float,
+    architecture: MoEArchitecture,
+    excess: float,
+    looked: int | None,
+) -> list[str]:
+    """How far the architecture is from the laws' optimum, where that is more than the band: by which axis most, and
+    which ranges of the space it exhausts."""
     if excess <= BAND:
         return []
+    values = {axis: getattr(architecture, axis) for axis in AXES if axis in laws.axes_known}
+    parts = {axis: float(laws.excess(compute, {axis: [value]})[0, 0]) for axis, value in values.items()}
+    most = max(parts, key=lambda axis: parts[axis])
     none = f"none of the {looked} nearest to the triad" if looked else "no architecture that meets the triad"
-    return [f"its predicted loss is {excess:.2%} above the least that the laws allow: {none} is within {BAND:.1%}"]
+    notes = [
+        f"its predicted loss is {excess:.2%} above the least that the laws allow, most of it by {most}, "
+        f"{values[most]:.4g} where the laws have {laws.predict(most, compute)[0]:.4g}: {none} is within {BAND:.1%}"
+    ]
+    rules = space.rules(architecture.non_embedding.flops_per_token)
+    limits = rules.solved
+    steps = {"d_model": limits.d_model.multiple, "d_expert": limits.d_expert.multiple}
+    for name, step in (steps | {"n_layers": rules.infrastructure.pipeline_stages}).items():
+        if (value := getattr(architecture, name)) + step > getattr(limits, name).high:
+            notes.append(f"{name} {value} is the most that the space allows")
+    return notes
 
 
 def _candidates(

@@ -222,7 +222,8 @@ def test_of_a_part_of_the_lattice_nothing_is_claimed_that_the_whole_denies(monke
     assert least < 0.001
     assert not any("above the least" in note for note in whole.notes)
     monkeypatch.setattr(_plan, "MOST", 200)
-    (above,) = plan(9e19, space=space).notes
+    above, limit = plan(9e19, space=space).notes
+    assert limit == "n_layers 13 is the most that the space allows"
     assert "none of the 207 nearest to the triad is within 0.1%" in above
 
 
@@ -231,3 +232,19 @@ def test_however_large_the_lattice_a_part_of_it_is_looked_through(monkeypatch: p
     monkeypatch.setattr(_lattice, "LARGEST", 90)
     made = plan(3e20)
     assert made.triad.admits(made.architecture)
+
+
+@pytest.mark.parametrize("compute", [2e22, 1e23, 2e23, 5e23])
+def test_a_thousand_times_beyond_the_ladder_is_an_architecture_as_one_trains_them(compute: float) -> None:
+    made = plan(compute)
+    (reach,) = made.notes
+    assert "an extrapolation" in reach
+    assert 20 <= made.architecture.n_layers <= 100
+    assert made.architecture.d_expert < made.architecture.d_model
+
+
+def test_far_beyond_what_its_context_allows_the_note_names_the_axis() -> None:
+    """M - 6 Na buys attention alone: its depth times heads, and so at the law's M/Na and N/Na the most of d_model."""
+    made = plan(1e25)
+    (above,) = [note for note in made.notes if "above the least" in note]
+    assert f"most of it by d_model, {made.architecture.d_model:.4g} where the laws have 1.758e+04" in above

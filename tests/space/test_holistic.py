@@ -68,3 +68,12 @@ def test_heads_change_half_way_between_budgets() -> None:
         for factor in (0.8, 1.0, 1.25):
             dimensions = SPACE.rules(SPACE.allocation(compute * factor).flops_per_token).dimensions
             assert (dimensions.n_heads, dimensions.d_head) == ((heads,), (d_head,))
+
+
+def test_no_phase_of_the_paper_s_budgets_has_heads_of_the_extrapolation() -> None:
+    for compute, (*_, heads, d_head) in PAPER.items():
+        for phase in (SPACE.phase_zero(compute), SPACE.phase_one(compute)):
+            columns = phase.lattice.arrays
+            assert columns["n_heads"].max() <= 16
+            assert (columns["n_heads"] == 2 * columns["n_kv_heads"]).all()
+        assert set(columns["n_heads"] * columns["d_head"]) == {heads * d_head}
