@@ -13,7 +13,7 @@ from moe_optuna.laws._fit import Fit, HeldOut, log_interval
 from moe_optuna.laws._form import Form
 from moe_optuna.laws._formulas import Array
 from moe_optuna.laws._influence import influence
-from moe_optuna.laws._intervals import Profile, bootstrap_weights, profile
+from moe_optuna.laws._intervals import Profile, bootstrap_weights, profile, widening
 from moe_optuna.laws._misfit import misfit, missed
 from moe_optuna.laws._runs import checked
 from moe_optuna.laws._solver import Problem, minimise
@@ -230,6 +230,7 @@ def _held_out(
     truth = np.log(table[wanted.target][outside])
     missing = missed(misfit(inner, wanted.inputs, residuals), {name: table[name][outside] for name in wanted.inputs})
     noise = np.hypot(missing, np.sqrt((residuals**2).sum() / (len(residuals) - p)))
+    logs = logs[0] + (logs - logs[0]) * widening(0.95, len(residuals), p, int(kept.max()) + 1)
     low, high = log_interval(logs, noise, 0.95)
     error = logs[0] - truth
     return HeldOut(

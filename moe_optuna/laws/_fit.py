@@ -14,6 +14,7 @@ from numpy.typing import ArrayLike
 from moe_optuna.errors import InputError
 from moe_optuna.files import read_object, write_whole
 from moe_optuna.laws._formulas import Array
+from moe_optuna.laws._intervals import widening
 from moe_optuna.laws._misfit import Curve, missed
 from moe_optuna.laws.forms import Form, form
 
@@ -110,6 +111,7 @@ class Fit:
     ) -> tuple[Array, Array]:
         """Interval of the law's value, or with `noise` of a run there, in the shape of the columns.
 
+        It is that of the bootstrap, about the optimum and as much wider as few runs ask for (`_intervals.widening`).
         Where the residuals bend, what the bend comes to at the columns counts as an error of the law.
         """
         shape = np.broadcast_shapes(*(np.shape(columns[name]) for name in self.form.inputs if name in columns))
@@ -117,6 +119,8 @@ class Fit:
         logs, _ = self.form.log_model(self.form.read(columns), self.form.coordinates(drawn))
         given = {name: np.broadcast_to(np.asarray(columns[name], float), shape).ravel() for name in self.misfit}
         error = np.hypot(missed(self.misfit, given), max(self.noise, self.rmse_log) if noise else 0.0)
+        centre = np.log(self.predict(columns)).reshape(1, -1)
+        logs = centre + (logs - centre) * widening(level, self.rows, len(self.coefficients), self.groups)
         low, high = log_interval(logs, error, level)
         return np.exp(low).reshape(shape), np.exp(high).reshape(shape)
 

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from moe_optuna.laws._formulas import Array
 from moe_optuna.laws._solver import Problem, minimise
 
-__all__ = ["Profile", "bootstrap_weights", "profile", "spread", "student"]
+__all__ = ["Profile", "bootstrap_weights", "profile", "spread", "student", "widening"]
 
 _WINDOW = 0.3
 """Share of the runs whose residuals, nearest zero, give the density of the noise there."""
@@ -52,6 +52,16 @@ def student(level: float, freedom: float) -> float:
     from scipy.special import stdtrit
 
     return float(stdtrit(max(freedom, 1.0), 0.5 + 0.5 * level))
+
+
+def widening(level: float, rows: int, coefficients: int, groups: int) -> float:
+    """How much wider than a bootstrap's quantiles an interval about the optimum has to be.
+
+    A bootstrap sees the residuals that the fit has left, too small by the root of (n - p) / n, and their normal
+    quantiles; what `profile` corrects in the same two ways.
+    """
+    freedom = min(rows - coefficients, groups - 1)
+    return student(level, freedom) / student(level, np.inf) * float(np.sqrt(rows / (rows - coefficients)))
 
 
 def bootstrap_weights(groups: NDArray[np.intp], count: int, rng: np.random.Generator) -> Array:

@@ -15,6 +15,7 @@ from numpy.typing import ArrayLike
 from moe_optuna.architecture import MoEArchitecture
 from moe_optuna.errors import InputError
 from moe_optuna.laws._formulas import Array
+from moe_optuna.laws._intervals import widening
 from moe_optuna.laws.published import PUBLISHED, OutsideRangeWarning
 
 if TYPE_CHECKING:
@@ -134,7 +135,7 @@ def leverage_from_runs(
     """Leverage from runs of a dense family and of MoE families at several budgets.
 
     Each family's loss is fitted against compute; ``EL(C) = C_dense(L_moe(C)) / C`` inverts the dense curve at the loss
-    of the MoE curve. Intervals (0.95) come from independent bootstraps of both curves.
+    of the MoE curve. Intervals (0.95) come from independent bootstraps of both curves, wider where runs are few.
 
     Args:
         dense: Columns `compute` and `loss`; give each budget's best run, or runs of one recipe.
@@ -171,6 +172,10 @@ def leverage_from_runs(
         value = _inverse(curve, _point(base), family.predict({"compute": budgets})) / budgets
         losses, _ = family.form.log_model(np.log(budgets)[None], family.form.coordinates(family.draws))
         draws = _inverse(curve, base_draws, np.exp(losses)) / budgets
+        # The wider of the two curves' corrections for few runs, on the ratio; nothing widens what is infinite.
+        wider = max(widening(0.95, each.rows, len(each.coefficients), each.groups) for each in (base, family))
+        with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+            draws = np.where(np.isfinite(value), value * (draws / value) ** wider, draws)
         low, high = np.quantile(draws, [0.025, 0.975], axis=0)
         rows += [(ratio, grain, *row) for row in zip(budgets, value, low, high, strict=True)]
     names = ("activation_ratio", "granularity", "compute", "leverage", "low", "high")

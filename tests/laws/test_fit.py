@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from scipy.optimize import minimize
+from scipy.stats import linregress, t
 
 from moe_optuna.errors import InputError
 from moe_optuna.laws import FORMS, PUBLISHED, Fit, fit, read_runs
@@ -231,6 +232,24 @@ def test_prediction_intervals_cover_new_runs():
     low, high = found.interval(new)
     assert np.mean((low <= truth) & (truth <= high)) > 0.8
     assert np.median(high / low) < 1.02
+
+
+@pytest.mark.parametrize("rows", [6, 12, 30])
+def test_intervals_of_few_runs_are_as_wide_as_the_textbook_s(rows):
+    """A line in the logarithms under squared errors: Student's interval of ordinary regression is exact."""
+    compute, at = np.geomspace(1e18, 1e20, rows), np.array([1e18, 1e19, 1e21])
+    x, x_at = np.log(compute), np.log(at)
+    ratios = []
+    for seed in range(12):
+        y = np.log(40 * compute**-0.06) + np.random.default_rng(seed).normal(0, 0.004, rows)
+        found = fit("power", {"compute": compute, "loss": np.exp(y)}, delta=1.0, score=False, seed=seed)
+        low, high = found.interval({"compute": at})
+        line = linregress(x, y)
+        sd = np.sqrt(((y - line.intercept - line.slope * x) ** 2).sum() / (rows - 2))
+        half = t.ppf(0.975, rows - 2) * sd * np.sqrt(1 / rows + (x_at - x.mean()) ** 2 / (rows * x.var()))
+        ratios.append(np.log(high / low) / (2 * half))
+    assert (np.mean(ratios, axis=0) > 0.9).all()
+    assert (np.mean(ratios, axis=0) < 1.5).all()
 
 
 def test_the_same_seed_gives_the_same_fit_and_json_reads_it_back(tmp_path: Path):

@@ -109,6 +109,26 @@ def test_leverage_measured_on_runs_covers_the_truth_and_gives_the_law_back():
     assert leverage(0.03125, 8, 1e20, law=joint).value == pytest.approx(4.485, rel=0.04)
 
 
+def test_leverage_of_few_budgets_has_intervals_that_hold():
+    """Five budgets a family, two families, twenty repetitions; power laws invert in closed form."""
+    compute, dense, moe = np.geomspace(1e18, 3e20, 5), (50.43, -0.0663), ((52.0, -0.0672), (53.7, -0.0694))
+    covered = []
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        losses = [a * compute**b * np.exp(0.002 * rng.standard_normal(5)) for a, b in (dense, *moe)]
+        columns = leverage_from_runs(
+            {"compute": compute, "loss": losses[0]},
+            {
+                "activation_ratio": np.repeat([0.125, 0.25], 5), "granularity": np.full(10, 2.0),
+                "compute": np.tile(compute, 2), "loss": np.concatenate(losses[1:]),
+            },
+            bootstraps=100, seed=seed,
+        ).columns  # fmt: skip
+        truth = np.concatenate([(a * compute**b / dense[0]) ** (1 / dense[1]) / compute for a, b in moe])
+        covered += list((columns["low"] <= truth) & (truth <= columns["high"]))
+    assert np.mean(covered) >= 0.94
+
+
 def test_without_noise_the_inversion_is_exact():
     dense = {"compute": 10.0 ** np.arange(18, 22), "loss": 50.43 * (10.0 ** np.arange(18, 22)) ** -0.0663}
     moe = {"activation_ratio": [0.1] * 4, "granularity": [2.0] * 4, "compute": dense["compute"]}
