@@ -273,9 +273,10 @@ class LadderLaws:
             "loss": {
                 "budgets": [[c, *self._with_interval("loss", c)] for c in self.budgets],
                 "floor": floor, "floor_interval": list(floor_interval), "floor_identified": identified,
-            },
+            } if self.knows_loss else None,
             "phases": [law.to_dict() for law in self.phases.values()],
             "held_out": self.held_out,
+            "source": self.source,
         }  # fmt: skip
 
     def _with_interval(self, quantity: str, compute: float) -> tuple[float, float, float]:
@@ -310,6 +311,7 @@ class LadderLaws:
                 data["space"], float(data["noise"]), tuple(map(float, data["budgets"])), phases,
                 tuple(FittedAxis(**{key: _frozen(value) for key, value in axis.items()}) for axis in data["axes"]),
                 {power.quantity: power for power in powers}, bands, data.get("held_out"),
+                str(data.get("source", SOURCE)),
             )  # fmt: skip
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise InputError(f"not the laws of a ladder ({error!r})", where=where) from None

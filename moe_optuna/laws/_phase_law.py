@@ -81,9 +81,8 @@ class PhaseLaw:
     Attributes:
         phase: 0, 1 or 2.
         reference: Log of compute at h = 0.
-        theta, covariance: Coefficients (q,) = (log level at h = 0, logit of the floor's share of it, log of its
-            slope, place..., drift..., curve..., growth...) and
-            their covariance.
+        theta, covariance: Coefficients (q,) = (log level at h = 0, NaN where it is not known, logit of the floor's
+            share of it, log of its slope, place..., drift..., curve..., growth...) and their covariance.
         noise: Relative sd of a run over seeds.
         points: Runs behind it.
         mean: Which of law, quadratic and constant predicted the largest budget best from the smaller ones.
@@ -220,7 +219,7 @@ class PhaseLaw:
                 for axis in self.axes
             ],
             "reference": self.reference,
-            "theta": self.theta.tolist(),
+            "theta": [None if np.isnan(value) else value for value in self.theta.tolist()],
             "covariance": self.covariance.tolist(),
             "noise": self.noise,
             "points": self.points,
@@ -243,7 +242,7 @@ class PhaseLaw:
         theta, covariance = np.array(data["theta"], float), np.array(data["covariance"], float)
         if theta.shape != (3 + 4 * len(axes),) or covariance.shape != 2 * theta.shape:
             raise ValueError(f"theta {theta.shape} and covariance {covariance.shape} for {len(axes)} axes")
-        if not (np.isfinite(theta).all() and np.isfinite(covariance).all()):
+        if not (np.isfinite(theta[1:]).all() and np.isfinite(covariance).all()):  # null: the level is not known
             raise ValueError("theta or covariance is not finite")
         return cls(
             int(data["phase"]), axes, float(data["reference"]), theta, covariance, float(data["noise"]),

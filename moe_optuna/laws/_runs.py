@@ -80,6 +80,8 @@ def _rows(path: str | Path) -> tuple[list[str], list[dict[str, str]]]:
         raise InputError(error.strerror or "cannot be read", where=path) from None
     except (UnicodeDecodeError, csv.Error):
         raise InputError("not a CSV text file", where=path) from None
+    if twice := [name for name in names if name and names.count(name) > 1]:
+        raise InputError(f"two columns {twice[0]}, expected one", where=path)
     if long := [number for number, row in enumerate(rows, start=1) if None in row]:
         raise InputError(f"more cells than the {len(names)} columns", where=f"{path}: row {long[0]}")
     return names, rows

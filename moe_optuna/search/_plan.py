@@ -163,7 +163,11 @@ def _candidates(
     found, total = _lattice(space, wanted)
     if total:
         return wanted, found, total, []
-    cells = space.phase_one(compute, flops_per_token=wanted.flops_per_token)
+    try:
+        cells = space.phase_one(compute, flops_per_token=wanted.flops_per_token)
+    except InputError:  # which speaks of the middle of the phase's axes, and nobody asked for that
+        where = f"{space.name} at {compute:.3g} FLOPs"
+        raise InputError(str(space.explain(wanted)), where=where) from None
     excess = _excess(laws, compute, cells.lattice.arrays)
     for index in np.argsort(excess)[:20]:
         triad = cells.triad_of(int(index))

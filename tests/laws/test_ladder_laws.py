@@ -242,6 +242,7 @@ def test_a_file_of_runs_gives_the_laws_of_its_columns(tmp_path: Path) -> None:
     ("text", "expected"),
     [
         (None, "No such file"),
+        ("phase,compute,loss,loss\n1,1e9,2.5,2.6\n", "two columns loss, expected one"),
         ("phase,compute\n1,2\n", "no column loss, expected phase, compute, loss"),
         ("phase,compute,loss\n1,1e9,2.5\n1,1e9,much\n", "row 2, column loss: 'much', expected a number"),
     ],
@@ -285,6 +286,21 @@ def test_laws_json_comes_back_as_it_was(tmp_path: Path) -> None:
         value, interval = laws.predict(name, 1e20)
         assert again.predict(name, 1e20)[0] == pytest.approx(value)
         assert again.predict(name, 1e20)[1] == pytest.approx(interval)
+
+
+def test_the_published_laws_come_back_from_a_file_of_plain_json(tmp_path: Path) -> None:
+    laws = LadderLaws.published()
+    laws.save(tmp_path / "laws.json")
+    data = json.loads((tmp_path / "laws.json").read_text(), parse_constant=pytest.fail)
+    assert data["loss"] is None
+    again = LadderLaws.load(tmp_path / "laws.json")
+    assert not again.knows_loss
+    assert again.source == laws.source
+    for name in (*QUANTITIES, "total_params"):
+        assert again.draws(name, 1e22) == pytest.approx(laws.draws(name, 1e22))
+    data["phases"][0]["theta"][1] = None  # only the level may be unknown
+    with pytest.raises(InputError, match="not finite"):
+        LadderLaws.from_dict(data)
 
 
 def test_the_published_laws_are_those_of_the_reference() -> None:

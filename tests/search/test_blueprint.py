@@ -174,8 +174,11 @@ def test_a_bad_budget_is_named(compute: object) -> None:
 
 
 def test_a_budget_without_an_architecture_says_why() -> None:
-    with pytest.raises(InputError, match=r"expected at least 1|no architecture"):
+    with pytest.raises(InputError, match=r"holistic at 1e\+12 FLOPs: no architecture meets M = 1.46") as caught:
         plan(1e12)
+    laws = LadderLaws.published()
+    for axis in ("compute_density", "expansion_ratio"):  # those of the laws, not others
+        assert f"{axis} {laws.predict(axis, 1e12)[0]:.4g}" in str(caught.value)
 
 
 @pytest.mark.parametrize(
