@@ -19,8 +19,10 @@ def drawn(finished):
 
 
 def named(figure, name):
-    """The traces of a name, a panel each."""
-    return [trace for trace in figure.data if trace.name == name]
+    """The traces of a name, a panel each; at least one."""
+    found = [trace for trace in figure.data if trace.name == name]
+    assert found, f"no {name!r} among {sorted({trace.name for trace in figure.data})}"
+    return found
 
 
 def axis(figure, trace, letter):
@@ -154,7 +156,7 @@ def test_a_search_that_still_runs_shows_its_trials(planted):
         (planted.folder / name).unlink()
     drawn = figures(planted.folder)
     assert set(drawn) == {*(f"loss-{name}" for name in AXES), "loss", "shape"}
-    assert not named(drawn["loss-d_model"], "fit")
+    assert "fit" not in {trace.name for trace in drawn["loss-d_model"].data}
     assert named(drawn["loss-d_model"], "trial")
 
 
