@@ -15,6 +15,7 @@ from optuna.study import StudyDirection
 from optuna.trial import TrialState
 
 from moe_optuna.errors import InputError
+from moe_optuna.laws import BAND
 
 if TYPE_CHECKING:
     from optuna.study import Study
@@ -171,7 +172,7 @@ class BandPruner(BasePruner):
         self,
         *,
         probability: float = 0.98,
-        band: float = 0.001,
+        band: float = BAND,
         noise: float | None = None,
         n_startup_trials: int = 2,
         warmup: float = 0.25,

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from moe_optuna.architecture import MoEArchitecture
 from moe_optuna.errors import InputError
 from moe_optuna.laws._formulas import Array
 from moe_optuna.laws._intervals import widening
@@ -21,7 +20,7 @@ from moe_optuna.laws.published import PUBLISHED, OutsideRangeWarning
 if TYPE_CHECKING:
     from moe_optuna.laws._fit import Fit
 
-__all__ = ["FamilyLeverage", "Leverage", "leverage", "leverage_from_runs", "study_flops_per_token"]
+__all__ = ["FamilyLeverage", "Leverage", "leverage", "leverage_from_runs"]
 
 
 @dataclass(frozen=True)
@@ -84,19 +83,6 @@ def leverage(activation_ratio: float, granularity: float, compute: float, *, law
     for note in notes:
         warnings.warn(note, OutsideRangeWarning, stacklevel=2)
     return Leverage(value, interval, published.source, notes)
-
-
-def study_flops_per_token(architecture: MoEArchitecture, context: int | None = None) -> float:
-    """Training FLOPs per token as arXiv:2507.17702 counts them: attention over the whole context, not halved.
-
-    ``3 [2 d^2 (2 + 2 n_kv/n_h) + 4 s d] L`` and ``3 * 6 d f`` for each layer's feed-forward width f, embeddings and
-    logits left out.
-    """
-    a, s = architecture, architecture.context_length if context is None else context
-    d, heads = a.d_model, a.n_heads * a.d_head
-    attention = 2 * d * heads * (2 + 2 * a.n_kv_heads / a.n_heads) + 4 * s * heads
-    widths = a.d_dense * a.n_dense_layers + a.d_expert * (a.top_k + a.n_shared_experts) * a.n_moe_layers
-    return 3.0 * (attention * a.n_layers + 6 * d * widths)
 
 
 @dataclass(frozen=True)

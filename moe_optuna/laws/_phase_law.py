@@ -21,12 +21,14 @@ from numpy.typing import ArrayLike, NDArray
 
 from moe_optuna.laws.axis import Array, AxisFit, AxisForm
 from moe_optuna.laws.band import BAND, interval
+from moe_optuna.laws.published import PUBLISHED
 from moe_optuna.laws.surrogate import Observations, Surrogate
 
 __all__ = ["LawAxis", "PhaseLaw"]
 
 DRAWS = 400
-USUAL_EXPONENT = {"flops_per_token": 0.5437, "d_model": 0.22}  # arXiv:2603.21862: its law, and the widths that it swept
+# arXiv:2603.21862: its law, and the widths that it swept.
+USUAL_EXPONENT = {"flops_per_token": PUBLISHED["holistic_flops_per_token"].coefficients["b"], "d_model": 0.22}
 LEAST_RANGE = 0.2
 
 

@@ -193,7 +193,7 @@ def _holistic(name: str, target: str, a: float, b: float, units: str, error: flo
 def _allocation(kind: str, what: str, target: str, a: float, b: float, units: str) -> PublishedLaw:
     """A power law of the Efficiency Leverage study."""
     families = {"dense": "dense models", "moe": "4 of 64 experts and one shared, G = 2"}
-    conventions = f"{families[kind]}; training FLOPs per token as leverage_flops_per_token counts them; C in FLOP"
+    conventions = f"{families[kind]}; attention over the whole context, no embeddings or logits; C in FLOP"
     return PublishedLaw(
         f"leverage_{kind}_{what}", _power(target), {"a": a, "b": b}, f"C in FLOP; {units}", conventions, _SWEPT,
         f"{_LEVERAGE}, allocation and hyperparameters", 0.1, _ASSUMED,

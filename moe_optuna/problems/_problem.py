@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moe_optuna.architecture import DIMENSIONS, MoEArchitecture
+from moe_optuna.laws import BAND
 from moe_optuna.problems._terms import Array, Features, Term
 from moe_optuna.space import Phase, SearchSpace
 
@@ -88,11 +89,11 @@ class Problem:
         index = int(np.argmin(losses))
         return Optimum(index, phase.lattice[index], float(losses[index]))
 
-    def band(self, phase: Phase, width: float = 0.001) -> NDArray[np.bool_]:
+    def band(self, phase: Phase, width: float = BAND) -> NDArray[np.bool_]:
         """Which architectures of the lattice have a noise-free loss within `width` of the optimum's."""
         return ~self.failing(phase) & (self.true_losses(phase) <= self.optimum(phase).loss * (1 + width))
 
-    def in_band(self, architecture: MoEArchitecture, phase: Phase, width: float = 0.001) -> bool:
+    def in_band(self, architecture: MoEArchitecture, phase: Phase, width: float = BAND) -> bool:
         """Whether an architecture's noise-free loss is within `width` of the optimum's."""
         return self.true_loss(architecture, phase.compute) <= self.optimum(phase).loss * (1 + width)
 

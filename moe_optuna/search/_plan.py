@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from moe_optuna.architecture import DIMENSIONS, MoEArchitecture
 from moe_optuna.errors import InputError
-from moe_optuna.laws import with_ratios
+from moe_optuna.laws import BAND, with_ratios
 from moe_optuna.memory import all_to_all_bytes
 from moe_optuna.search.blueprint import QUANTITIES, Alternative, Blueprint, Span
 from moe_optuna.triad import Tolerances, Triad
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 
 __all__ = ["plan"]
 
-BAND = 0.001
 MOST = 500_000  # architectures that are looked through
 AXES = ("compute_density", "expansion_ratio", "d_model")
 DEVIATION = 1e-3  # decides between architectures of the same predicted loss: the nearer to the triad the better

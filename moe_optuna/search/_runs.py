@@ -64,10 +64,10 @@ class Runs:
         states = [row["state"] for row in self.rows]
         return {state: states.count(state) for state in _STATES.values()}
 
-    def columns(self, *, states: tuple[str, ...] = ("complete", "pruned")) -> dict[str, np.ndarray]:
+    def columns(self) -> dict[str, np.ndarray]:
         """The rows as one array a column: strings for ``study``, ``state`` and ``reason``, else float64 with nan where
         empty."""
-        rows = [row for row in self.rows if row["state"] in states]
+        rows = self.rows
         return {
             name: np.array([row[name] for row in rows])
             if name in ("study", "state", "reason")
