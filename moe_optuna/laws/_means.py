@@ -110,8 +110,9 @@ def quadratic(axes: int, spread: float, level: float) -> Mean:
     return Mean("quadratic", prior, np.array(sd), evaluate, (prior,))
 
 
-def law(ranges: Array, spread: float, level: float) -> Mean:
-    """The law over axes whose forms have the ranges R (p,), 0 for a quadratic."""
+def law(ranges: Array, spread: float, level: float, drifts: Array) -> Mean:
+    """The law over axes whose forms have the ranges R (p,), 0 for a quadratic, and whose optima drift with log compute
+    by about `drifts` (p,)."""
     axes = len(ranges)
     wide = np.where(ranges > 0, ranges, 1.0)
 
@@ -142,7 +143,7 @@ def law(ranges: Array, spread: float, level: float) -> Mean:
 
     curve = np.log(3 * spread)
     mean = [level, -0.5, np.log(0.06)] + [0.0] * axes + [0.0] * axes + [curve] * axes + [0.0] * axes
-    sd = [5 * spread + 0.05, 1.5, 0.7] + [0.4] * axes + [0.05] * axes + [1.5] * axes + [0.05] * axes
+    sd = [5 * spread + 0.05, 1.5, 0.7] + [0.4] * axes + [*drifts] + [1.5] * axes + [0.05] * axes
     prior = np.array(mean)
     starts = []
     for place in (-0.25, 0.0, 0.25):
@@ -152,8 +153,8 @@ def law(ranges: Array, spread: float, level: float) -> Mean:
     return Mean("law", prior, np.array(sd), evaluate, tuple(starts))
 
 
-def build(name: MeanName, ranges: Array, spread: float, level: float) -> Mean:
+def build(name: MeanName, ranges: Array, spread: float, level: float, drifts: Array) -> Mean:
     """A mean by its name."""
     if name == "law":
-        return law(ranges, spread, level)
+        return law(ranges, spread, level, drifts)
     return quadratic(len(ranges), spread, level) if name == "quadratic" else constant(spread, level)

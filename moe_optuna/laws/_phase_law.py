@@ -22,13 +22,14 @@ from numpy.typing import ArrayLike, NDArray
 from moe_optuna.laws.axis import Array, AxisFit, AxisForm
 from moe_optuna.laws.band import BAND, interval
 from moe_optuna.laws.published import PUBLISHED
-from moe_optuna.laws.surrogate import Observations, Surrogate
+from moe_optuna.laws.surrogate import USUAL_DRIFT, Observations, Surrogate
 
 __all__ = ["LawAxis", "PhaseLaw"]
 
 DRAWS = 400
 # arXiv:2603.21862: its law, and the widths that it swept.
 USUAL_EXPONENT = {"flops_per_token": PUBLISHED["holistic_flops_per_token"].coefficients["b"], "d_model": 0.22}
+USUAL_ERROR = 0.1  # of it: how far exponents, of t in compute, are from the usual ones
 LEAST_RANGE = 0.2
 
 
@@ -118,7 +119,9 @@ class PhaseLaw:
         axes = tuple(LawAxis.over(name, form, columns[name], h) for name, form in forms.items())
         pole = next((axis.form.pole for axis in axes if axis.form.name == "two_pole"), np.inf)
         unit = np.column_stack([axis.w(columns[axis.name], h) + 0.5 for axis in axes])
-        surrogate = Surrogate(axes, pole=pole, seed=seed).fit(
+        # In parts of the range searched: of a narrow one the same drift is more.
+        drifts = [max(USUAL_DRIFT, USUAL_ERROR / axis.extent) for axis in axes]
+        surrogate = Surrogate(axes, pole=pole, drifts=drifts, seed=seed).fit(
             Observations(columns["compute"], unit, columns["loss"], columns["censored"], columns["group"]),
             noise=noise,
             drop=False,

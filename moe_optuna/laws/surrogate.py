@@ -39,6 +39,7 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 USUAL_SPREAD = 0.015
+USUAL_DRIFT = 0.05
 USUAL_NOISE = 1e-3  # relative sd of a run's loss over seeds, where no repeats tell it; known within a factor of e
 DRAWS = 512
 JOINT_CANDIDATES = 384
@@ -141,6 +142,8 @@ class Surrogate:
         axes: The coordinates' names, or axes that have a name and `from_unit`, which lets the law use its exact form.
         pole: Where the loss over `expansion_ratio` has its upper pole, (n_experts + shared) / (top_k + shared).
         means: The means that compete.
+        drifts: How far the law's optima usually move on each axis as log compute grows by one (p,), as sd of a prior
+            about 0; `USUAL_DRIFT` by default.
         seed: For the draws behind `optimum` and `band`.
 
     Attributes:
@@ -156,6 +159,7 @@ class Surrogate:
         *,
         pole: float = POLE,
         means: Sequence[MeanName] = MEANS,
+        drifts: ArrayLike | None = None,
         seed: int = 0,
     ) -> None:
         if unknown := [name for name in means if name not in MEANS] or not means:
@@ -163,6 +167,7 @@ class Surrogate:
         self.means = tuple(means)
         self.axes = tuple(axis if isinstance(axis, str) else axis.name for axis in axes)
         self.seed = seed
+        self._drifts = np.full(len(axes), USUAL_DRIFT) if drifts is None else np.asarray(drifts, float)
         forms = [_Form.of(axis, pole) for axis in axes]
         self._forms = tuple(forms)
         self._warm: dict[str, Array] = {}
@@ -210,7 +215,7 @@ class Surrogate:
         self._members: dict[MeanName, Component] = {}
         self.scores_: dict[MeanName, float] = {}
         for name in self.means:
-            mean = _means.build(name, ranges, spread, level)
+            mean = _means.build(name, ranges, spread, level, self._drifts)
             member = Component.learn(mean, h, w, y, censored, prior, self._warm.get(name, prior.mean), rows)
             self._warm[name] = member.eta.pack()
             self._members[name], self.scores_[name] = member, member.conditional(known & ~last, known & last)

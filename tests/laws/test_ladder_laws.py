@@ -135,6 +135,22 @@ def test_extrapolations_get_less_sure_and_nothing_overflows() -> None:
             assert (np.diff(widths) > 0).all(), name
 
 
+def test_a_narrow_search_does_not_hide_an_unusual_exponent() -> None:
+    """Widths of 0.86 to 1.16 times the best, which grows by the power of 0.33 where 0.22 is usual."""
+    covered = []
+    for seed in range(8):
+        columns = runs([4e10, 8e10, 1.6e11, 3.2e11], (6, 8, 9), 0.0003, seed)
+        rows, rng = columns["phase"] == 2, np.random.default_rng(seed)
+        best = 64 * (columns["compute"][rows] / 4e10) ** 0.33
+        columns["d_model"][rows] = best * np.exp(rng.uniform(-0.15, 0.15, rows.sum()))
+        shape = 1 + 0.06 * np.log(columns["d_model"][rows] / best) ** 2
+        noise = np.exp(0.0003 * rng.standard_normal(rows.sum()))
+        columns["loss"][rows] = [least(compute) for compute in columns["compute"][rows]] * shape * noise
+        low, high = fit_ladder(columns, score=False, seed=seed).predict("d_model", 4e12)[1]
+        covered.append(low <= 64 * 100**0.33 <= high)
+    assert sum(covered) >= 6
+
+
 def test_fits_of_a_budget_use_its_own_runs_where_they_suffice() -> None:
     laws = fit_ladder(runs([1e18, 1e19], (4, 36, 20), 0.001, 0))
     own = {(f.axis, f.compute): f for f in laws.axes}

@@ -142,7 +142,11 @@ def test_a_censored_site_has_the_moments_of_the_tilted_density() -> None:
 
 
 @pytest.mark.parametrize(
-    "build", [lambda: _means.law(np.array([2.4, 0.0]), 0.02, 1.1), lambda: _means.quadratic(2, 0.02, 1.1)]
+    "build",
+    [
+        lambda: _means.law(np.array([2.4, 0.0]), 0.02, 1.1, np.array([0.05, 0.1])),
+        lambda: _means.quadratic(2, 0.02, 1.1),
+    ],
 )
 def test_jacobians_of_the_means_are_their_derivatives(build) -> None:
     mean = build()
