@@ -17,8 +17,10 @@ activations
     are mixed, 2 top_k d_model, and router logits and probabilities in float32. They are divided over
     `tensor_parallel` (sequence parallelism), and not over stages: the first of the 1F1B schedule holds as many
     micro-batches as there are stages. With `recompute` a layer keeps its input alone, and one layer is live at a time.
-    Without `rows_kept` the experts' rows are gathered and multiplied again in the backward pass: gate and up are kept,
-    2 d_expert for each routed expert visited, and of one layer at a time the copies and outputs.
+    Without `rows_kept`, as in this project's step on a CPU, the experts' rows are gathered and multiplied again in the
+    backward pass: gate and up are kept, 2 d_expert for each routed expert visited, but queries and keys twice, before
+    norm and rotation too; and once the experts' outputs, the head's input and its norm, the gradients of both, and of
+    the widest block gate, up and their product (gate and up where the logits' gradient lies, and no less).
 logits
     vocab_size numbers a token, at `activation_bytes` and again in float32 for their gradient.
 
@@ -168,7 +170,9 @@ def training_memory(
     else:
         layers = dense * s.n_dense_layers + moe * s.n_moe_layers
     if not rows_kept:
-        layers = layers + activation_bytes * 2 * s.top_k * s.d_model
+        widest = _larger(s.d_dense * (s.n_dense_layers > 0), s.d_shared)
+        between = (s.top_k + 4) * s.d_model + widest + _larger(2 * widest - s.vocab_size, 0)
+        layers = layers + activation_bytes * (s.mixer_features / 2 * (s.n_dense_layers + s.n_moe_layers) + between)
     logits = (activation_bytes + 4) * s.vocab_size
     return Memory(weights, gradients, optimizer, tokens * layers / tensor_parallel, tokens * logits / tensor_parallel)
 
@@ -181,11 +185,10 @@ def trial_memory(architecture: MoEArchitecture, *, tokens: int, averaged: bool =
         tokens: Tokens of a forward pass.
         averaged: Whether the recipe averages weights.
     """
-    # Gradients lie twice, as autograd gives them and side by side for the optimizer, which holds two moments.
     moments = 12 if averaged else 8
     return training_memory(
         architecture, tokens=tokens, rows_kept=False,
-        weight_bytes=4, gradient_bytes=8, optimizer_bytes=moments, activation_bytes=4,
+        weight_bytes=4, gradient_bytes=4, optimizer_bytes=moments, activation_bytes=4,
     )  # fmt: skip
 
 

@@ -136,11 +136,17 @@ class LanguageModelling(pl.LightningModule):
             return
         values = self._values()
         current = [value.clone() for value in values]
-        torch._foreach_copy_(values, self.average)
+        self._set(values, self.average)
         try:
             yield
         finally:
-            torch._foreach_copy_(values, current)
+            self._set(values, current)
+
+    @staticmethod
+    @torch.no_grad()
+    def _set(values: list[Tensor], others: list[Tensor]) -> None:
+        for value, other in zip(values, others, strict=True):
+            value.copy_(other)
 
     @torch.no_grad()
     def held_out_loss(self, windows: Tensor, sequences: int) -> float:

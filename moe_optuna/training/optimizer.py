@@ -18,9 +18,9 @@ CLIP = 1.0  # greatest norm of the gradient
 class FlatAdamW(Optimizer):
     """AdamW (arXiv:1711.05101) after clipping the norm of the whole gradient.
 
-    ``torch.optim.AdamW(fused=True)`` after ``clip_grad_norm_`` does the same arithmetic; here parameters, gradients and
-    moments of a group lie in one piece of memory each, so that a step is a handful of calls, and clipping is a factor
-    inside the fused update. Parameters stay what they were: views into the group's memory.
+    ``torch.optim.AdamW(fused=True)`` after ``clip_grad_norm_`` does the same arithmetic; here parameters and moments of
+    a group lie in one piece of memory each, so that a step is a handful of calls, and clipping is a factor inside the
+    fused update. Parameters stay what they were: views into the group's memory.
 
     Args:
         groups: Parameter groups, each with ``lr`` and ``weight_decay``.
@@ -42,25 +42,21 @@ class FlatAdamW(Optimizer):
     ) -> None:
         super().__init__(groups, {"lr": 1e-3, "weight_decay": 0.0})
         self.betas, self.eps, self.clip = betas, eps, clip
-        sizes = [sum(p.numel() for p in group["params"]) for group in self.param_groups]
+        self.sizes = [sum(p.numel() for p in group["params"]) for group in self.param_groups]
         example = self.param_groups[0]["params"][0]
-        # Rows: values, gradients, first and second moments.
-        self.memory = torch.zeros(4, sum(sizes), dtype=example.dtype, device=example.device)
-        self.flat = [part.unbind(0) for part in self.memory.split(sizes, dim=1)]  # type: ignore[no-untyped-call]
+        # Rows: values, first and second moments.
+        self.memory = torch.zeros(3, sum(self.sizes), dtype=example.dtype, device=example.device)
+        self.flat = [part.unbind(0) for part in self.memory.split(self.sizes, dim=1)]  # type: ignore[no-untyped-call]
         self.steps = torch.zeros((), dtype=torch.float32, device=example.device)
         self.norm = torch.zeros((), device=example.device)
         self.parameters = [p for group in self.param_groups for p in group["params"]]
         self.values = [self.memory[0]]
         self.whole = self.memory[0].detach().requires_grad_()
-        self.gradients: list[Tensor] = []
         with torch.no_grad():
-            for group, (value, gradient, *_) in zip(self.param_groups, self.flat, strict=True):
-                start = 0
-                for parameter in group["params"]:
-                    part = slice(start, start := start + parameter.numel())
-                    value[part] = parameter.flatten()
-                    parameter.data = value[part].view(parameter.shape)
-                    self.gradients.append(gradient[part].view(parameter.shape))
+            start = 0
+            for parameter in self.parameters:
+                value = self.memory[0, start : (start := start + parameter.numel())]
+                parameter.data = value.copy_(parameter.flatten()).view(parameter.shape)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -68,17 +64,17 @@ class FlatAdamW(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        if self.whole.grad is not None:
-            self.memory[1] = self.whole.grad
-        else:
-            torch._foreach_copy_(self.gradients, [p.grad for p in self.parameters])
-        self.norm = torch.linalg.vector_norm(self.memory[1])
+        gradient = self.whole.grad
+        if gradient is None:
+            gradient = torch.cat([parameter.grad.flatten() for parameter in self.parameters])
+        self.norm = torch.linalg.vector_norm(gradient)
         self.steps += 1
         shrink = (self.norm / self.clip).clamp_(min=1.0)  # the fused update divides gradients by it
-        for group, (value, gradient, first, second) in zip(self.param_groups, self.flat, strict=True):
+        parts: Any = gradient.split(self.sizes)  # type: ignore[no-untyped-call]
+        for group, part, (value, first, second) in zip(self.param_groups, parts, self.flat, strict=True):
             torch._fused_adamw_(
                 [value],
-                [gradient],
+                [part],
                 [first],
                 [second],
                 [],
@@ -105,8 +101,8 @@ class FlatAdamW(Optimizer):
 
     def state_dict(self) -> dict[str, Any]:
         """Moments and step count; parameters are the model's to save."""
-        return {"moments": self.memory[2:], "steps": self.steps}
+        return {"moments": self.memory[1:], "steps": self.steps}
 
     def load_state_dict(self, state_dict: dict[str, Tensor]) -> None:
-        self.memory[2:] = state_dict["moments"]
+        self.memory[1:] = state_dict["moments"]
         self.steps.copy_(state_dict["steps"])

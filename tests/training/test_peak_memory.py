@@ -42,6 +42,7 @@ def _peak(a: MoEArchitecture, sequences: int) -> tuple[int, str]:
         initialise(model, 0)
         hyper = hyperparameters(a, compute=1e10, tokens=10**5, recipe=Recipe())
         optimizer = FlatAdamW(parameter_groups(model, hyper))
+        model.flat = optimizer.whole
         tokens = torch.randint(0, a.vocab_size, (sequences, a.context_length + 1))
         for _ in range(3):
             sum(model.loss(tokens[:, :-1], tokens[:, 1:])).backward()  # type: ignore[attr-defined]
