@@ -136,7 +136,7 @@ class Config:
 def _flat(data: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
     pairs = []
     for key, value in data.items():
-        pairs.append((prefix + key, value))
+        pairs.append((f"{prefix}{key}", value))  # a configuration in memory has tables by integers, such as id2label
         if isinstance(value, Mapping):
             pairs += _flat(value, f"{prefix}{key}.")
     return pairs

@@ -16,15 +16,22 @@ _SAME = {"kimi_k2": "deepseek_v3", "bailing_moe_v2": "bailing_moe"}
 """Model types of published files whose keys and module are those of another family."""
 
 
-def from_hf(config: Mapping[str, Any], *, where: object = "config") -> MoEArchitecture:
-    """The architecture that transformers builds from a configuration.
+def from_hf(config: Any, *, where: object = "config") -> MoEArchitecture:
+    """The architecture that transformers builds from a configuration: a mapping, or an object whose `to_dict` gives
+    one, such as transformers' own. `read` takes a file.
 
     Its `full` counts are those of the module, to the parameter; layers that only predict further tokens in training are
     left out, as transformers leaves them out. The context is `max_position_embeddings`.
 
     Raises:
-        InputError: Where the family is not supported, or a key is missing, does not fit or contradicts another.
+        InputError: Where it is no configuration, the family is not supported, or a key is missing, does not fit or
+            contradicts another.
     """
+    if callable(to_dict := getattr(config, "to_dict", None)):
+        config = to_dict()
+    if not isinstance(config, Mapping):
+        message = f"a {type(config).__name__}, expected a mapping or an object with `to_dict`; `read` takes a file"
+        raise InputError(message, where=where)
     model_type = config.get("model_type")
     family = FAMILIES.get(_SAME.get(str(model_type), str(model_type)))
     if family is None:

@@ -173,6 +173,7 @@ def test_counts_are_those_of_the_module(family: str) -> None:
         assert found == expected, config
         written = json.loads(made.to_json_string(use_diff=False))
         assert from_hf(written) == architecture, "the file that transformers writes of it"
+        assert from_hf(made) == from_hf(made.to_dict()) == architecture, "the object of transformers itself"
 
 
 def test_every_family_of_transformers_is_varied() -> None:

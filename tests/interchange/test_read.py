@@ -109,6 +109,16 @@ def test_a_bad_key_is_named_in_one_line(config: dict[str, Any], message: str) ->
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("config", ["config.json", Path("config.json"), None, [QWEN]])
+def test_what_is_no_configuration_is_refused(config: Any) -> None:
+    with pytest.raises(InputError, match=r"config: a \w+, expected a mapping .*; `read` takes a file"):
+        from_hf(config)
+
+
+def test_keys_that_are_no_strings_are_passed_over() -> None:
+    assert from_hf(QWEN | {"id2label": {0: "LABEL_0", 1: "LABEL_1"}}) == from_hf(QWEN)
+
+
 def test_a_family_stands_on_its_defaults() -> None:
     """A file may leave out whatever the family's class knows."""
     needed = {
