@@ -94,6 +94,11 @@ def test_hf_of_each_kind(architecture: MoEArchitecture) -> None:
     assert built(config) == architecture.full.total_params
 
 
+def test_a_width_of_layers_that_there_are_not_comes_back_as_0() -> None:
+    architecture = replace(BASE, n_dense_layers=0, n_moe_layers=3)
+    assert from_hf(to_hf(architecture)) == replace(architecture, d_dense=0)
+
+
 def test_every_family_writes_what_it_reads() -> None:
     """A configuration of each family, read, written in the same family and read again, is the same architecture."""
     common = {
