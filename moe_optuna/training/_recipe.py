@@ -27,9 +27,10 @@ class Recipe:
     """What every trial of a search shares; the ``[training]`` table of a search space.
 
     Attributes:
-        data: ``"python"`` (the standard library's sources), a folder of text files, a ``.txt``, ``.jsonl`` or ``.bin``
-            file, a folder with ``train.bin`` and ``val.bin``, or a folder that `datasets` saved, with a column
-            ``text`` (of several splits ``train``). A relative path is relative to the current folder.
+        data: ``"python"`` (the standard library's sources), a folder of text files or one of them (``.txt``, ``.md``,
+            ``.py`` and the like, in UTF-8; of a ``.jsonl`` file the string ``text`` of each line is a document), a
+            ``.bin`` file of token ids, a folder with ``train.bin`` and ``val.bin``, or a folder that `datasets` saved,
+            with a column ``text`` (of several splits ``train``). A relative path is relative to the current folder.
         vocabulary: ``"bytes"`` or a vocabulary file of `tokenizers` (``.json``) or `tiktoken` (``.tiktoken``).
         token_dtype: Integers of a ``.bin`` file, ``uint16`` or ``uint32``.
         held_out: Share of the documents that is never trained on.

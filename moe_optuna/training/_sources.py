@@ -14,6 +14,7 @@ __all__ = ["documents", "looked_for", "source_files"]
 TEXT_SUFFIXES = frozenset(
     (".txt", ".md", ".rst", ".py", ".tex", ".html", ".c", ".h", ".cpp", ".rs", ".go", ".java", ".js", ".ts", ".jsonl")
 )
+_KINDS = " ".join(sorted(TEXT_SUFFIXES))
 _LEFT_OUT = frozenset(
     # Tests repeat themselves and hold binary-like data; `encodings` are tables; the rest is not the library's own.
     ("test", "tests", "idle_test", "encodings", "site-packages", "dist-packages", "__pycache__", "_bundled")
@@ -26,7 +27,7 @@ def source_files(data: str) -> tuple[Path, list[Path]]:
     """The folder that `data` names and its text files, by sorted path.
 
     Raises:
-        InputError: Where there is no such file or folder, or no text in it.
+        InputError: Where there is no such file or folder, or none of text.
     """
     if data == "python":
         root = Path(sysconfig.get_paths()["stdlib"])
@@ -38,6 +39,8 @@ def source_files(data: str) -> tuple[Path, list[Path]]:
     else:
         root = Path(data)
         if root.is_file():
+            if root.suffix and root.suffix not in TEXT_SUFFIXES:  # a .gz or .npy would be trained on as it stands
+                raise InputError(f"{data!r}, expected a file of text ({_KINDS}) or of token ids (.bin)", where="data")
             return root.parent, [root]
         if not root.is_dir():
             raise InputError(
@@ -49,7 +52,7 @@ def source_files(data: str) -> tuple[Path, list[Path]]:
             return root, sorted(root.glob("*.arrow"))
         files = [path for path in root.rglob("*") if path.suffix in TEXT_SUFFIXES and path.is_file()]
     if not files:
-        raise InputError(f"{data!r} holds no text files ({' '.join(sorted(TEXT_SUFFIXES))})", where="data")
+        raise InputError(f"{data!r} holds no text files ({_KINDS})", where="data")
     return root, sorted(files, key=lambda path: path.relative_to(root).as_posix())
 
 
@@ -77,22 +80,38 @@ def _whole(root: Path, files: list[Path]) -> Iterator[tuple[str, str]]:
         return
     for path in files:
         name = path.relative_to(root).as_posix()
-        try:
-            text = path.read_text(encoding="utf-8", errors="replace")
-        except OSError as error:
-            raise InputError(f"cannot be read: {error.strerror}", where=path) from None
+        text = _text(path)
         if path.suffix != ".jsonl":
             if text.strip():
                 yield name, text
             continue
-        for number, line in enumerate(text.splitlines(), start=1):
+        for number, line in enumerate(text.split("\n"), start=1):  # strings may hold what else is a line end in Unicode
             if not line.strip():
                 continue
             try:
                 content = json.loads(line)["text"]
             except (ValueError, TypeError, KeyError):
-                raise InputError("expected a JSON object with a key 'text'", where=f"{path}:{number}") from None
-            yield f"{name}:{number}", str(content)
+                content = None
+            if not isinstance(content, str):
+                raise InputError("expected a JSON object with a string at the key 'text'", where=f"{path}:{number}")
+            yield f"{name}:{number}", content
+
+
+def _text(path: Path) -> str:
+    """The text of a file.
+
+    Raises:
+        InputError: Where it cannot be read or is not text in UTF-8.
+    """
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise InputError(f"cannot be read: {error.strerror}", where=path) from None
+    except UnicodeDecodeError as error:
+        raise InputError(f"{error.reason} at byte {error.start}, expected text in UTF-8", where=path) from None
+    if "\0" in text:
+        raise InputError("holds a zero byte, expected text in UTF-8", where=path)
+    return text
 
 
 def _rows(folder: Path) -> Iterator[tuple[str, str]]:
@@ -109,8 +128,10 @@ def _rows(folder: Path) -> Iterator[tuple[str, str]]:
     if "text" not in rows.column_names:
         raise InputError(f"columns {', '.join(rows.column_names)}, expected 'text' among them", where=folder)
     for number, text in enumerate(rows["text"]):
-        if str(text).strip():
-            yield f"{number}", str(text)
+        if not isinstance(text, str):
+            raise InputError(f"{text!r} as text of row {number}, expected a string", where=folder)
+        if text.strip():
+            yield f"{number}", text
 
 
 def _pieces(text: str) -> Iterator[str]:

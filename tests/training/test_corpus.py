@@ -61,6 +61,17 @@ def test_lines_of_jsonl_are_documents(tmp_path: Path) -> None:
     assert documents_of(corpus.train) | documents_of(corpus.held_out) == {text.encode() for text in texts}
 
 
+def test_what_unicode_calls_a_line_end_ends_no_document(tmp_path: Path) -> None:
+    """In a file that begins with a byte order mark, too, which is not of the text."""
+    texts = [f"document {number}: one\u2028two\u2029three\x85four" for number in range(30)]
+    lines = "\n".join(json.dumps({"text": text}, ensure_ascii=False) for text in texts)
+    (tmp_path / "all.jsonl").write_bytes(b"\xef\xbb\xbf" + lines.encode())
+    corpus = prepare(Recipe(data=str(tmp_path / "all.jsonl"), held_out=0.2))
+    assert documents_of(corpus.train) | documents_of(corpus.held_out) == {text.encode() for text in texts}
+    (tmp_path / "all.txt").write_bytes(b"\xef\xbb\xbf" + b"x" * 2 * _PIECE)
+    assert 0xEF not in prepare(Recipe(data=str(tmp_path / "all.txt"))).train
+
+
 def test_one_long_text_is_cut_at_line_ends(tmp_path: Path) -> None:
     text = "".join(f"line {number} of a long text\n" for number in range(20_000))
     (tmp_path / "long.txt").write_text(text, encoding="utf-8")
@@ -161,6 +172,11 @@ def test_datasets_on_disk(tmp_path: Path) -> None:
     for name in ("one", "several"):
         corpus = prepare(Recipe(data=str(tmp_path / name), held_out=0.2))
         assert documents_of(corpus.train) | documents_of(corpus.held_out) == {text.encode() for text in texts}
+    datasets.Dataset(
+        datasets.table.InMemoryTable.from_pydict({"text": [*texts, None]}), fingerprint="with a null"
+    ).save_to_disk(str(tmp_path / "null"))
+    with pytest.raises(InputError, match="None as text of row 40, expected a string"):
+        prepare(Recipe(data=str(tmp_path / "null")))
     table(content=texts).save_to_disk(str(tmp_path / "other"))
     with pytest.raises(InputError, match="columns content, expected 'text' among them"):
         prepare(Recipe(data=str(tmp_path / "other")))
@@ -293,6 +309,11 @@ def bad_folder(path: Path) -> dict[str, Any]:
     (path / "half").mkdir()
     (path / "half" / "train.bin").write_bytes(b"1234")
     (path / "broken.jsonl").write_text('{"text": "fine"}\n{"no text": 1}\n', encoding="utf-8")
+    (path / "null.jsonl").write_text('{"text": "fine"}\n\n{"text": null}\n', encoding="utf-8")
+    (path / "latin.txt").write_bytes("fünf naïve cafés".encode("latin-1"))
+    (path / "wide").write_bytes("some words".encode("utf-16-le"))
+    (path / "packed.jsonl.gz").write_bytes(b"\x1f\x8b")
+    (path / "list.json").write_text('[{"text": "fine"}]', encoding="utf-8")
     (path / "broken.json").write_text("[1, 2", encoding="utf-8")
     (path / "broken.tiktoken").write_text("not base64 at all!\n", encoding="utf-8")
     (path / "vocabulary.model").write_bytes(b"1")
@@ -310,7 +331,12 @@ def bad_folder(path: Path) -> dict[str, Any]:
         ({"data": "odd.bin"}, "3 bytes, expected a positive multiple of 2"),
         ({"data": "none.bin"}, "0 bytes, expected a positive multiple of 2"),
         ({"data": "half"}, "val.bin: missing"),
-        ({"data": "broken.jsonl"}, r"broken.jsonl:2: expected a JSON object with a key 'text'"),
+        ({"data": "broken.jsonl"}, r"broken.jsonl:2: expected a JSON object with a string at the key 'text'"),
+        ({"data": "null.jsonl"}, r"null.jsonl:3: expected a JSON object with a string at the key 'text'"),
+        ({"data": "latin.txt"}, r"latin.txt: invalid .* at byte 1, expected text in UTF-8"),
+        ({"data": "wide"}, r"wide: holds a zero byte, expected text in UTF-8"),
+        ({"data": "packed.jsonl.gz"}, r"packed.jsonl.gz', expected a file of text \(.c .* .txt\) or .* \(.bin\)"),
+        ({"data": "list.json"}, r"list.json', expected a file of text"),
         ({"vocabulary": "missing.json"}, "vocabulary: .*expected 'bytes' or a file"),
         ({"vocabulary": "vocabulary.model"}, r"vocabulary: .*expected a .json \(tokenizers\) or .tiktoken file"),
         ({"vocabulary": "broken.json"}, "not a tokenizers file"),
