@@ -15,7 +15,7 @@ import shutil
 import sys
 import tempfile
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -112,15 +112,6 @@ class Corpus:
         counts = np.bincount(self.train, minlength=self.vocab_size) + 1.0
         held = np.bincount(self.held_out, minlength=self.vocab_size)
         return float(-(held * np.log(counts / counts.sum())).sum() / held.sum())
-
-    @cached_property
-    def description(self) -> str:
-        """One line for reports."""
-        origin = self.origin
-        return (
-            f"{origin['data']}: {len(self.train):,} training and {len(self.held_out):,} held-out tokens, "
-            f"sha256 {origin['content'][:12]}, Python {origin['python']}"
-        )
 
 
 def find_text(recipe: Recipe) -> None:
