@@ -30,6 +30,7 @@ from moe_optuna.training._vocabulary import Vocabulary, load_vocabulary
 __all__ = ["Corpus", "cache_folder", "find_text"]
 
 FORMAT = 2
+_SAME_BYTES = 0.01  # how far the bytes of a text's tokens may be from the text's own, for bits per byte to be told
 Tokens = NDArray[np.unsignedinteger[Any]]
 
 
@@ -53,7 +54,8 @@ class Corpus:
     Attributes:
         train, held_out: Token ids, documents one after the other.
         vocab_size: Greatest number of token ids, at most that of an architecture which trains on it.
-        token_bytes: Bytes of text behind each token id, shape (vocab_size,), or ``None`` where unknown.
+        token_bytes: Bytes of text behind each token id, shape (vocab_size,), or ``None`` where unknown: of a memory map, or where
+            the tokens of the text do not add up to its bytes.
         end: The token id that ends a document, or ``None`` where unknown.
         origin: What it was made of: source, content hash, number of documents, Python version.
     """
@@ -190,8 +192,11 @@ def _write(folder: Path, data: str, root: Path, files: list[Path], vocabulary: V
     names: list[str] = []
     texts: list[NDArray[Any]] = []
     digest = hashlib.sha256()
+    counted = size = 0
     for name, text in documents(root, files):
         tokens = vocabulary.encode(text)
+        counted += int(vocabulary.token_bytes[tokens].sum()) - 1  # the end of a document is none of its bytes
+        size += len(text.encode("utf-8", errors="replace"))
         digest.update(tokens.tobytes())
         names.append(name)
         texts.append(tokens)
@@ -209,6 +214,7 @@ def _write(folder: Path, data: str, root: Path, files: list[Path], vocabulary: V
         "python": platform.python_version(),
         "documents": {"train": len(sides[False]), "held_out": len(sides[True])},
         "dtype": "uint16" if vocabulary.size <= 2**16 else "uint32",
+        "bytes_counted": counted / max(size, 1),
     }
     folder.parent.mkdir(parents=True, exist_ok=True)
     unfinished = Path(tempfile.mkdtemp(prefix=".unfinished-", dir=folder.parent))
@@ -233,7 +239,10 @@ def _read(folder: Path, vocabulary: Vocabulary) -> Corpus:
     train, held_out = (
         np.memmap(folder / name, dtype=origin["dtype"], mode="r") for name in ("train.bin", "held_out.bin")
     )
-    return Corpus(train, held_out, vocabulary.size, vocabulary.token_bytes, vocabulary.end, origin)
+    # A tokenizer may drop spaces or fold letters; what its tokens then stand for is not the text.
+    exact = abs(origin.get("bytes_counted", 1.0) - 1) <= _SAME_BYTES
+    token_bytes = vocabulary.token_bytes if exact else None
+    return Corpus(train, held_out, vocabulary.size, token_bytes, vocabulary.end, origin)
 
 
 def _from_bin(path: Path, files: list[Path], vocabulary: Vocabulary, token_dtype: str, share: float) -> Corpus:

@@ -109,8 +109,10 @@ def run(
     accelerator = _accelerator(device)
     corpus = Corpus.prepare(recipe)
     if corpus.vocab_size > architecture.vocab_size:
+        ending = ", the last of which ends a document" if corpus.end == corpus.vocab_size - 1 else ""
         raise InputError(
-            f"{architecture.vocab_size}, expected at least the text's {corpus.vocab_size} token ids", where="vocab_size"
+            f"{architecture.vocab_size}, expected at least the text's {corpus.vocab_size} token ids{ending}",
+            where="vocab_size",
         )
     context = architecture.context_length
     micro_batches = _micro_batches(hyper.sequences, devices, recipe.micro_batch_tokens, context)

@@ -256,6 +256,20 @@ def test_bits_per_byte_of_a_vocabulary(tmp_path: Path, folder: Path) -> None:
     assert plain.bits_per_byte(math.log(2), plain.held_out_windows(32, 5)) == pytest.approx(1.0)
 
 
+def test_bits_per_byte_are_unknown_where_a_tokenizer_drops_bytes(tmp_path: Path, folder: Path) -> None:
+    """Words without the spaces between them: their bytes are fewer than the text's."""
+    tokenizers = pytest.importorskip("tokenizers")
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.WordLevel(unk_token="<unk>"))
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    trainer = tokenizers.trainers.WordLevelTrainer(special_tokens=["<unk>", "</s>"], show_progress=False)
+    tokenizer.train_from_iterator([path.read_text() for path in folder.glob("*.txt")], trainer)
+    tokenizer.save(str(tmp_path / "words.json"))
+    recipe = Recipe(data=str(folder), vocabulary=str(tmp_path / "words.json"), held_out=0.25)
+    for _ in range(2):  # prepared, and from the cache
+        _prepare.cache_clear()
+        assert prepare(recipe).bits_per_byte(1.0, np.zeros((1, 3), dtype=np.int64)) is None
+
+
 # ------------------------------------------------------------------------------------------- cache and windows
 
 

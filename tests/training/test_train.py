@@ -1,5 +1,6 @@
 """Whole trainings: what they see, what they report, and that they resume as if nothing had happened."""
 
+import base64
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -163,6 +164,17 @@ def test_a_token_first_attends_to_its_like(architecture: Build) -> None:
         torch.testing.assert_close(score_TT, score_TT.t())
         torch.testing.assert_close(score_TT.diagonal(), torch.full((30,), 2 * math.log(64)), rtol=1e-4, atol=0)
         assert (score_TT.argmax(1) == torch.arange(30)).all()
+
+
+def test_an_end_of_documents_beyond_the_tokens_is_told(architecture: Build, folder: Path, tmp_path: Path) -> None:
+    """A vocabulary of 256 tokens, each a byte, needs 257 ids."""
+    pytest.importorskip("tiktoken")
+    ranks = "".join(f"{base64.b64encode(bytes([byte])).decode()} {byte}\n" for byte in range(256))
+    (tmp_path / "bytes.tiktoken").write_text(ranks)
+    with pytest.raises(
+        InputError, match="256, expected at least the text's 257 token ids, the last of which ends a doc"
+    ):
+        trained(architecture(), folder, changes={"vocabulary": str(tmp_path / "bytes.tiktoken")})
 
 
 def test_documents_are_masked_where_the_recipe_says(architecture: Build, folder: Path, tmp_path: Path) -> None:
