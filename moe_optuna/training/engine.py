@@ -41,7 +41,7 @@ def train(
     tokens: int,
     recipe: Recipe,
     seed: int = 0,
-    report: Callable[[Report], bool] | None = None,
+    report: Callable[[Report], bool | None] | None = None,
     interrupted: Callable[[], bool] | None = None,
     checkpoint: Path | None = None,
     threads: int | None = None,
@@ -89,7 +89,7 @@ def run(
     recipe: Recipe,
     *,
     seed: int = 0,
-    report: Callable[[Report], bool] | None = None,
+    report: Callable[[Report], bool | None] | None = None,
     interrupted: Callable[[], bool] | None = None,
     checkpoint: Path | None = None,
     stem: Path | None = None,
@@ -159,7 +159,7 @@ class _Grid(pl.Callback):
     def __init__(
         self,
         data: TextData,
-        report: Callable[[Report], bool] | None,
+        report: Callable[[Report], bool | None] | None,
         interrupted: Callable[[], bool] | None,
         begin: float,
         checkpoint: Path | None,
@@ -203,7 +203,8 @@ class _Grid(pl.Callback):
         self.curve.append((tokens, loss))
         go_on = True
         if self.report is not None and trainer.is_global_zero:
-            go_on = self.report(Report(index, index / reports, tokens, loss))
+            answer = self.report(Report(index, index / reports, tokens, loss))
+            go_on = answer is None or bool(answer)  # nothing returned is no wish to stop
         if go_on and not final and self.interrupted is not None and trainer.is_global_zero:
             go_on = not self.interrupted()
         if not trainer.strategy.broadcast(go_on):

@@ -53,6 +53,14 @@ def test_a_resumed_training_is_an_uninterrupted_one(
     assert {**resumed.diagnostics, "evaluation_seconds": 0} == {**result.diagnostics, "evaluation_seconds": 0}
 
 
+def test_a_report_stops_a_training_by_false_alone(architecture: Build, folder: Path) -> None:
+    seen: list[int] = []
+    whole = trained(architecture(), folder, report=lambda report: seen.append(report.index))
+    assert (seen, whole.stopped) == ([1, 2, 3, 4], False)
+    part = trained(architecture(), folder, report=lambda report: report.index < 2)
+    assert (len(part.curve), part.stopped) == (2, True)
+
+
 def test_an_interruption_is_heard_where_every_step_reports(architecture: Build, folder: Path, tmp_path: Path) -> None:
     many = {"reports": 20}
     whole = trained(architecture(), folder, changes=many)
