@@ -54,8 +54,8 @@ class Corpus:
     Attributes:
         train, held_out: Token ids, documents one after the other.
         vocab_size: Greatest number of token ids, at most that of an architecture which trains on it.
-        token_bytes: Bytes of text behind each token id, shape (vocab_size,), or ``None`` where unknown: of a memory map, or where
-            the tokens of the text do not add up to its bytes.
+        token_bytes: Bytes of text behind each token id, shape (vocab_size,), or ``None`` where unknown: of a memory
+            map without a vocabulary, or where the tokens of the text do not add up to its bytes.
         end: The token id that ends a document, or ``None`` where unknown.
         origin: What it was made of: source, content hash, number of documents, Python version.
     """
