@@ -24,6 +24,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
+from numbers import Integral
 from pathlib import Path
 from typing import Any, Literal
 
@@ -160,7 +161,9 @@ class MoEArchitecture:
     def __post_init__(self) -> None:
         for name in DIMENSIONS:
             value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+            if type(value) is not int and isinstance(value, Integral) and not isinstance(value, bool):
+                object.__setattr__(self, name, value := int(value))  # numpy's integers are none of Python's
+            if type(value) is not int or value < 0:
                 raise InputError(f"{value!r}, expected an integer of at least 0", where=name)
             if value > LARGEST:
                 raise InputError(f"too large, expected at most {LARGEST}", where=name)

@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -287,6 +288,14 @@ def test_files_that_are_none_are_named(tmp_path: Path, content: str | None, mess
     with pytest.raises(InputError, match=message) as caught:
         MoEArchitecture.load(path)
     assert str(caught.value).startswith(str(path))
+
+
+def test_numpy_integers_are_integers() -> None:
+    """A row of a lattice's arrays; files and hashes are those of the same architecture in Python's integers."""
+    row = {name: np.int64(getattr(BASE, name)) for name in DIMENSIONS}
+    architecture = replace(BASE, **row)
+    assert (architecture, hash(architecture)) == (BASE, hash(BASE))
+    assert json.dumps(architecture.to_dict()) == json.dumps(BASE.to_dict())
 
 
 def test_ratios_without_experts_are_none() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
+from numbers import Integral, Real
 from typing import Any
 
 from moe_optuna.errors import InputError, did_you_mean
@@ -18,6 +19,7 @@ _CHOICES = {
     "token_dtype": ("uint16", "uint32"),
     "strategy": ("ddp", "fsdp"),
 }
+_NUMBERS = {int: Integral, float: Real}  # numpy's, too
 _FRACTIONS = ("held_out", "warmup", "decay", "average")
 _POSITIVE = ("learning_rate", "batch_tokens", "micro_batch_tokens", "reports", "report_windows", "final_windows")
 
@@ -88,8 +90,8 @@ class Recipe:
             )
             if value is None and (field.default is None or field.name == "data_seed"):
                 continue
-            if kind is float and isinstance(value, int) and not isinstance(value, bool):
-                object.__setattr__(self, field.name, value := float(value))
+            if kind in (int, float) and isinstance(value, _NUMBERS[kind]) and not isinstance(value, bool):
+                object.__setattr__(self, field.name, value := kind(value))
             if not isinstance(value, kind) or isinstance(value, bool) != (kind is bool):
                 name = {bool: "true or false", int: "an integer", float: "a number", str: "a string"}[kind]
                 raise InputError(f"{value!r}, expected {name}", where=field.name)

@@ -26,7 +26,7 @@ def train_budgets(
     recipe: Recipe,
     seed: int = 0,
     interrupted: Callable[[], bool] | None = None,
-    checkpoint: Path | None = None,
+    checkpoint: str | Path | None = None,
     threads: int | None = None,
     device: str = "auto",
     devices: int = 1,
@@ -57,8 +57,9 @@ def train_budgets(
     """
     if recipe.schedule != "wsd":
         raise InputError(f"{recipe.schedule!r}, expected wsd, which has a stable part to share", where="schedule")
+    tokens = [int(budget) for budget in tokens]
     if not tokens or min(tokens) < 1:
-        raise InputError(f"{list(tokens)}, expected at least one budget above 0", where="tokens")
+        raise InputError(f"{tokens}, expected at least one budget above 0", where="tokens")
     if devices > 1 and checkpoint is None:
         raise InputError("none, expected a folder that all devices see", where="checkpoint")
     plans = _plans(architecture, compute, tokens, recipe, devices)
@@ -71,7 +72,7 @@ def train_budgets(
         )
     results: dict[int, TrainingResult] = {}
     with ExitStack() as stack:
-        folder = checkpoint or Path(stack.enter_context(TemporaryDirectory()))
+        folder = Path(checkpoint or stack.enter_context(TemporaryDirectory()))
         for budget in sorted(set(tokens)):
             plan = plans[budget]
             state, stem = folder / f"{plan.steps}-steps", folder / "stable.pt"

@@ -43,7 +43,7 @@ def train(
     seed: int = 0,
     report: Callable[[Report], bool | None] | None = None,
     interrupted: Callable[[], bool] | None = None,
-    checkpoint: Path | None = None,
+    checkpoint: str | Path | None = None,
     threads: int | None = None,
     device: str = "auto",
     devices: int = 1,
@@ -91,7 +91,7 @@ def run(
     seed: int = 0,
     report: Callable[[Report], bool | None] | None = None,
     interrupted: Callable[[], bool] | None = None,
-    checkpoint: Path | None = None,
+    checkpoint: str | Path | None = None,
     stem: Path | None = None,
     threads: int | None = None,
     device: str = "auto",
@@ -162,13 +162,13 @@ class _Grid(pl.Callback):
         report: Callable[[Report], bool | None] | None,
         interrupted: Callable[[], bool] | None,
         begin: float,
-        checkpoint: Path | None,
+        checkpoint: str | Path | None,
         stem: Path | None,
         identity: dict[str, Any],
     ) -> None:
         self.data, self.report, self.begin, self.stem, self.identity = data, report, begin, stem, identity
         self.interrupted = interrupted
-        self.file = checkpoint / _FILE if checkpoint is not None else None
+        self.file = Path(checkpoint) / _FILE if checkpoint is not None else None
         self.curve: list[tuple[float, float]] = []
         self.stopped = False
         self.failure: TrainingFailure | None = None

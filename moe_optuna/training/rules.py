@@ -83,7 +83,10 @@ def hyperparameters(
         raise InputError(f"{compute!r}, expected a positive finite number", where="compute")
     if tokens < 1:
         raise InputError(f"{tokens!r}, expected at least 1", where="tokens")
-    context = architecture.context_length
+    compute, context = (
+        float(compute),
+        architecture.context_length,
+    )  # numpy's numbers would not be read from a checkpoint
     batch = 256 * (compute / _ANCHOR) ** 0.3644
     sequences = max(1, round((recipe.batch_tokens or batch) / context / multiple)) * multiple
     rate = 6.5e-3 * (compute / _ANCHOR) ** -0.1529 * (sequences * context / batch) ** 0.5

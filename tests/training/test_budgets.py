@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -65,6 +66,23 @@ def test_an_interrupted_one_goes_on(architecture: Build, folder: Path, tmp_path:
         assert [result.stopped for result in part].count(True) == 1
     found = shared(a, folder, checkpoint=tmp_path / "state")
     assert [result.loss for result in found] == [result.loss for result in whole]
+
+
+def test_numbers_of_numpy_and_a_folder_by_name_will_do(architecture: Build, folder: Path, tmp_path: Path) -> None:
+    """A second call reads what the first has left, in the same place."""
+    numbers = recipe(folder, reports=np.int64(3), learning_rate=np.float64(3e-3))
+    assert numbers == recipe(folder)
+    for _ in range(2):
+        results = train_budgets(
+            architecture(), compute=np.float64(1e8), tokens=np.array([640, 320]), recipe=numbers,
+            checkpoint=str(tmp_path / "state"), device="cpu", threads=1,
+        )  # fmt: skip
+    assert [result.steps for result in results] == [10, 5]
+    for _ in range(2):
+        result = train(architecture(), compute=np.float64(1e8), tokens=np.int64(640), recipe=numbers,
+                       checkpoint=str(tmp_path / "one"), device="cpu", threads=1)  # fmt: skip
+    assert (tmp_path / "one" / "training.pt").is_file()
+    assert result.steps == 10
 
 
 def test_devices_need_a_common_folder(architecture: Build, folder: Path) -> None:
