@@ -19,7 +19,7 @@ _CHOICES = {
     "token_dtype": ("uint16", "uint32"),
     "strategy": ("ddp", "fsdp"),
 }
-_NUMBERS = {int: Integral, float: Real}  # numpy's, too
+_NUMBERS: dict[type, Any] = {int: Integral, float: Real}  # numpy's, too
 _FRACTIONS = ("held_out", "warmup", "decay", "average")
 _POSITIVE = ("learning_rate", "batch_tokens", "micro_batch_tokens", "reports", "report_windows", "final_windows")
 
