@@ -33,6 +33,8 @@ def nearest_each(problem: Problem, targets: Floats, keys: Sequence[str]) -> Colu
     best: list[Columns] = []
     deviations: list[Floats] = []
     for runs in problem.runs():
+        if not len(runs):
+            continue
         chosen, deviation = runs.nearest(targets)
         chosen, kept = _first_of_each(chosen, keys, [deviation])
         best.append(chosen)

@@ -12,6 +12,7 @@ import numpy as np
 from moe_optuna.architecture import MoEArchitecture
 from moe_optuna.space._closed_form import ClosedForm
 from moe_optuna.space._dimensions import CHOICES
+from moe_optuna.space._infrastructure import LIMITS
 from moe_optuna.space._lattice import Lattice
 from moe_optuna.space._rules import Rules
 from moe_optuna.space._solve import COUNTS, Bands
@@ -20,6 +21,8 @@ from moe_optuna.triad import Triad
 __all__ = ["Diagnosis", "Relaxation", "diagnose"]
 
 _UNBOUNDED = 1 << 20
+_PIECES = 32
+"""Parts of a solution, of 2^18 rows at most, that the search for the nearest architecture looks through in vain."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +59,8 @@ class Diagnosis:
         count: How many architectures meet it.
         reason: What the closed form says of an infeasible triad.
         nearest: The counts nearest to the triad that an architecture of the space has: the tolerances, all three, have
-            to grow by the smallest factor. ``None`` where there is none within a factor of ten thousand.
+            to grow by the smallest factor. ``None`` where there is none within a factor of ten thousand, or none is
+            found in bounded work.
         architecture: Their architecture.
         relaxations: Of each rule that, relaxed alone, gives an architecture; the smallest change first.
     """
@@ -176,21 +180,56 @@ def _nearest(rules: Rules, triad: Triad) -> MoEArchitecture | None:
     targets = np.array(list(triad.targets.values()))
     widths = np.array([getattr(triad.tolerances, name) for name in COUNTS])
 
-    def within(factor: float) -> Lattice:
-        spread = np.exp(widths * factor)
-        return rules.lattice(Bands.between((targets / spread)[None], (targets * spread)[None]))
+    if not _any_keeps_limits(rules):
+        return None
+    left = iter(range(_PIECES))
 
-    factor = _smallest(lambda factor: bool(within(factor)), 0.5, math.log(1e4) / widths.min(), 1e-3)
+    def within(factor: float) -> Bands:
+        spread = np.exp(widths * factor)
+        return Bands.between((targets / spread)[None], (targets * spread)[None])
+
+    def feasible(factor: float) -> bool:
+        for runs in rules.problem(within(factor))[0].runs():
+            if len(runs):
+                return True
+            if next(left, None) is None:
+                raise _TooFarError
+        return False
+
+    try:
+        factor = _smallest(feasible, 0.5, math.log(1e4) / widths.min(), 1e-3)
+    except _TooFarError:
+        return None
     if factor is None:
         return None
     best, found = math.inf, None
-    for chunk in within(factor).chunks():
+    for chunk in rules.lattice(within(factor)).chunks():
         counts = np.stack([chunk[name] for name in COUNTS], axis=1)
         distance = (np.abs(np.log(counts / targets)) / widths).max(axis=1)
         row = int(distance.argmin())
         if distance[row] < best:
             best, found = float(distance[row]), {name: column[row : row + 1] for name, column in chunk.items()}
     return Lattice(rules.solved, columns=found)[0] if found else None
+
+
+class _TooFarError(Exception):
+    """The nearest architecture is not found in bounded work."""
+
+
+def _any_keeps_limits(rules: Rules) -> bool:
+    """Whether any architecture of the space, whatever its counts, keeps the limits of memory and traffic: the smallest
+    does if one does."""
+    d, step = rules.solved, rules.infrastructure.pipeline_stages
+    combinations = d.combinations()
+    layers = -(-max(d.n_layers.low, d.n_dense_layers.low + d.n_moe_layers.low, 1) // step) * step
+    for moe in range(max(d.n_moe_layers.low, layers - d.n_dense_layers.high), layers - d.n_dense_layers.low + 1):
+        sizes = {"d_model": -(-d.d_model.low // d.d_model.multiple) * d.d_model.multiple,
+                 "d_expert": -(-d.d_expert.low // d.d_expert.multiple) * d.d_expert.multiple,
+                 "d_dense": d.d_dense.bounds[0], "n_moe_layers": moe, "n_dense_layers": layers - moe}  # fmt: skip
+        columns = combinations | {name: np.full_like(combinations["n_heads"], size) for name, size in sizes.items()}
+        if rules.infrastructure.admits(columns, d).any():
+            return True
+    return False
 
 
 def _relaxations(rules: Rules, triad: Triad) -> Iterator[Relaxation]:
@@ -288,12 +327,15 @@ def _choices(rules: Rules, bands: Bands) -> _Found:
 
 
 def _limits(rules: Rules, bands: Bands) -> _Found:
-    """Each limit of memory and traffic raised until something fits."""
-    for name in ("memory_per_device", "all_to_all_bytes"):
+    """Each limit of memory and traffic raised to the least that anything takes, rounded up to what is printed."""
+    for name in LIMITS:
         limit = getattr(rules.infrastructure, name)
         if limit is not None:
-
-            def raised(value: float, name: str = name) -> bool:
-                return bool(_cluster(rules, **{name: value}).lattice(bands))
-
-            yield f"infrastructure.{name}", limit, _smallest(raised, limit, 1e6 * limit, 1e-3 * limit)
+            free = _cluster(rules, **{name: None})
+            least = math.inf
+            for runs in free.problem(bands)[0].runs():
+                rows = np.arange(len(runs))  # of each run the narrowest experts
+                used = free.infrastructure.used(name, runs.at(rows, np.zeros_like(rows)), free.dimensions)
+                least = min(least, float(used.min(initial=math.inf)))
+            digit = 10.0 ** (math.floor(math.log10(least)) - 5) if 0 < least < math.inf else 1.0
+            yield f"infrastructure.{name}", limit, math.ceil(least / digit) * digit if least < math.inf else None

@@ -13,7 +13,10 @@ from moe_optuna.memory import Memory, Shape, all_to_all_bytes, training_memory
 from moe_optuna.space._dimensions import Dimensions, Frozen, Whole
 from moe_optuna.space._solve import Columns
 
-__all__ = ["Infrastructure"]
+__all__ = ["LIMITS", "Infrastructure"]
+
+LIMITS = ("memory_per_device", "all_to_all_bytes")
+"""The rules on whole architectures, in bytes."""
 
 
 class Infrastructure(Frozen):
@@ -104,13 +107,20 @@ class Infrastructure(Frozen):
         return self.memory_per_device is not None or self.all_to_all_bytes is not None
 
     def admits(self, columns: Columns, dimensions: Dimensions) -> NDArray[np.bool_]:
-        """Whether architectures keep the limits of memory and traffic, (n,)."""
+        """Whether architectures keep the limits of memory and traffic, (n,); neither falls as any width or number of
+        layers grows."""
         keeps = np.ones(len(columns["d_model"]), dtype=bool)
-        if self.memory_per_device is not None:
-            keeps &= self.memory(columns, dimensions).total <= self.memory_per_device
-        if self.all_to_all_bytes is not None:
-            keeps &= self.traffic(columns, dimensions) <= self.all_to_all_bytes
+        for name in LIMITS:
+            limit = getattr(self, name)
+            if limit is not None:
+                keeps &= self.used(name, columns, dimensions) <= limit
         return keeps
+
+    def used(self, limit: str, columns: Columns, dimensions: Dimensions) -> NDArray[np.float64]:
+        """What architectures use of one of `LIMITS`, bytes, (n,)."""
+        if limit == "memory_per_device":
+            return self.memory(columns, dimensions).total
+        return self.traffic(columns, dimensions)
 
     def of(self, architecture: MoEArchitecture, dimensions: Dimensions) -> dict[str, float]:
         """What one architecture uses of `memory_per_device` and `all_to_all_bytes`."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
@@ -17,6 +17,7 @@ from moe_optuna.space._axis import Axis
 from moe_optuna.space._choose import at_median, join, nearest_each
 from moe_optuna.space._closed_form import ClosedForm
 from moe_optuna.space._diagnosis import Diagnosis, diagnose, reason
+from moe_optuna.space._infrastructure import LIMITS
 from moe_optuna.space._lattice import Lattice
 from moe_optuna.space._rules import Rules
 from moe_optuna.space._solve import Bands, Columns, counts
@@ -34,6 +35,9 @@ Floats = NDArray[np.float64]
 
 REACH = 0.15
 """How far from an architecture a point may lie to mean it, as a share of each axis's range."""
+
+_DEMANDS = (*LIMITS, "expert_parallel", "tensor_parallel", "pipeline_stages", "width_multiple")
+"""The rules of a cluster that can leave a phase without architectures."""
 
 _ATTRIBUTES = (
     "d_model", "n_dense_layers", "n_moe_layers", "n_heads", "d_expert", "n_experts", "top_k", "n_shared_experts",
@@ -242,7 +246,8 @@ def phase_zero(space: SearchSpace, compute: float, compute_density: float, expan
     targets = np.stack([flops, active, active * expansion_ratio], axis=1)
     columns, aim = _cells(space, targets)
     if not columns:
-        raise _empty(space, 0, compute, space.triad(law, compute_density, expansion_ratio))
+        triad = space.triad(law, compute_density, expansion_ratio)
+        raise _empty(space, 0, compute, triad, lambda other: _cells(other, targets)[0])
     coordinates = (counts(columns)["flops_per_token"] / law)[:, None]
     return _phase(space, 0, compute, None, (axis,), columns, coordinates, aim)
 
@@ -264,7 +269,7 @@ def phase_one(space: SearchSpace, compute: float, flops_per_token: float) -> Pha
     columns, aim = _cells(space, targets)
     if not columns:
         x, y = (float(np.sqrt(axis.low * axis.high)) for axis in axes)
-        raise _empty(space, 1, compute, space.triad(flops_per_token, x, y))
+        raise _empty(space, 1, compute, space.triad(flops_per_token, x, y), lambda other: _cells(other, targets)[0])
     count = counts(columns)
     coordinates = np.stack(
         [count["flops_per_token"] / count["active_params"], count["total_params"] / count["active_params"]], axis=1
@@ -288,7 +293,13 @@ def phase_two(space: SearchSpace, triad: Triad, compute: float) -> Phase:
     low, high = _interval(rules, aim, problem.combinations)
     columns = nearest_each(problem, aim, ["pair", "d_model"])
     if not columns:
-        raise _empty(space, 2, compute, triad)
+
+        def solved(other: SearchSpace) -> Columns:
+            return nearest_each(
+                other.rules(triad.flops_per_token).problem(Bands.of(triad))[0], aim, ["pair", "d_model"]
+            )
+
+        raise _empty(space, 2, compute, triad, solved)
     pair = columns.pop("pair")
     slack = triad.tolerances.active_params
     low, high = (low * (1 - slack))[pair], (high * (1 + slack))[pair]
@@ -303,14 +314,32 @@ def phase_two(space: SearchSpace, triad: Triad, compute: float) -> Phase:
     return _phase(space, 2, compute, triad, axes, columns, coordinates, aim[pair])
 
 
-def _empty(space: SearchSpace, number: int, compute: float, triad: Triad) -> InputError:
-    """A phase without architectures, explained at a triad."""
-    rules = space.rules(triad.flops_per_token)
-    dimensions = rules.dimensions if number == 2 else rules.dimensions.first
-    return InputError(
-        str(diagnose(Rules(dimensions, rules.infrastructure), triad)),
-        where=f"{space.name} at {compute:.3g} FLOPs, phase {number}",
-    )
+def _empty(
+    space: SearchSpace, number: int, compute: float, triad: Triad, solved: Callable[[SearchSpace], Columns]
+) -> InputError:
+    """A phase without architectures: by which of the cluster's rules, where there are some without it; else explained
+    at a triad.
+
+    Args:
+        solved: From a space to the dimensions of its architectures of the phase.
+    """
+    where = f"{space.name} at {compute:.3g} FLOPs, phase {number}"
+    rules = space.infrastructure.model_dump(exclude_defaults=True)
+    demands = [name for name in _DEMANDS if name in rules]
+    for dropped in (*((name,) for name in demands), tuple(demands)):
+        kept = {name: value for name, value in rules.items() if name not in dropped}
+        columns = solved(space.from_dict(space.to_dict() | {"infrastructure": kept}))
+        if not dropped or not columns:
+            continue
+        found = f"without {'them' if len(dropped) > 1 else 'it'} there are {len(columns['d_model'])}"
+        if len(dropped) == 1 and dropped[0] in LIMITS:
+            used = space.infrastructure.used(dropped[0], columns, space.dimensions)
+            found += f", which take {used.min():.4g} to {used.max():.4g} bytes"
+        named = " and ".join(f"infrastructure.{name} = {rules[name]:g}" for name in dropped)
+        return InputError(f"no architecture keeps {named}; {found}", where=where)
+    held = space.rules(triad.flops_per_token)
+    dimensions = held.dimensions if number == 2 else held.dimensions.first
+    return InputError(str(diagnose(Rules(dimensions, held.infrastructure), triad)), where=where)
 
 
 def _phase(

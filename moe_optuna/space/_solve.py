@@ -152,7 +152,8 @@ class Problem:
         bands: Of M, Na and N.
         dimensions: Ranges and multiples of what is solved.
         layer_multiple: What the number of layers divides by.
-        admit: A rule on whole architectures, from columns to truth values.
+        admit: A rule on whole architectures, from columns to truth values; what it admits, it admits with narrower
+            experts too.
         window: Lowest and highest d_model of each pair, in multiples, where only a part of it is asked for.
     """
 
@@ -331,14 +332,17 @@ class Problem:
         return inner, (first[inner] + position) * dense.multiple
 
     def _admitted(self, runs: Runs) -> Runs:
-        """What the rule on whole architectures leaves, as runs of one."""
+        """What the rule on whole architectures leaves: the narrower experts of each run, how many by bisection."""
         assert self.admit is not None
-        rows, position = _expand(runs.count)
-        every = runs.at(rows, position)
-        kept = self.admit(every)
-        columns = {name: column[rows[kept]] for name, column in runs.columns.items()}
-        first = every["d_expert"][kept]
-        return Runs(columns, self.combinations, first, np.ones_like(first), runs.step)
+        rows = np.arange(len(runs))
+        low, high = np.zeros_like(runs.count), runs.count.copy()
+        while (low < high).any():
+            middle = (low + high + 1) // 2
+            kept = self.admit(runs.at(rows, np.maximum(middle - 1, 0)))
+            low, high = np.where(kept & (low < high), middle, low), np.where(kept | (low >= high), high, middle - 1)
+        found = np.flatnonzero(low)
+        columns = {name: column[found] for name, column in runs.columns.items()}
+        return Runs(columns, self.combinations, runs.first[found], low[found], runs.step)
 
 
 @dataclass(frozen=True)

@@ -120,6 +120,21 @@ def test_beyond_a_factor_of_ten_thousand_none_is_near_and_the_reason_stands_once
     assert str(diagnosis).count(diagnosis.reason) == 1
 
 
+@pytest.mark.parametrize("name", ["lab", "holistic"])
+def test_a_limit_that_no_architecture_keeps_is_found_at_once(name: str) -> None:
+    """80 for 80e9 bytes: what is needed is what the smallest takes, and nothing is near."""
+    plain = SearchSpace.load(name)
+    space = SearchSpace.from_dict(plain.to_dict() | {"infrastructure": {"memory_per_device": 80.0}})
+    triad = plain.triad(plain.allocation(plain.budgets[0]).flops_per_token, 9.0, 5.0)
+    diagnosis = space.explain(triad)
+    assert diagnosis.nearest is None
+    (relaxation,) = diagnosis.relaxations
+    arrays = plain.lattice(triad).arrays
+    least = space.infrastructure.memory(arrays, plain.dimensions).total.min()
+    assert least <= relaxation.needed <= least * (1 + 1e-5)
+    assert meets(space, triad, relaxation, relaxation.needed)
+
+
 def test_what_is_met_binds_nothing() -> None:
     diagnosis = SMALL.explain(SMALL.triad(M, 9.0, 3.0))
     assert diagnosis.count > 0

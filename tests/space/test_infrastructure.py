@@ -1,5 +1,6 @@
 """Rules of a cluster prune exactly what breaks them."""
 
+import re
 from typing import Any
 
 import numpy as np
@@ -64,7 +65,31 @@ def test_a_cluster_that_no_choice_of_experts_suits_is_explained() -> None:
     assert diagnosis.count == 0
     assert "no combination" in str(diagnosis)
     assert "infrastructure.expert_parallel" in {relaxation.rule for relaxation in diagnosis.relaxations}
-    with pytest.raises(InputError, match=r"phase 1: no architecture meets .* \[infrastructure\]"):
+    with pytest.raises(InputError, match=r"phase 1: no architecture keeps infrastructure.expert_parallel = 7; without"):
+        space.phase_one(1e14)
+
+
+@pytest.mark.parametrize("name", ["cpu", "lab"])
+def test_a_phase_that_a_rule_empties_names_it_and_what_its_architectures_take(name: str) -> None:
+    """Also where the triad that stands for the phase is met by nothing without the rule (`cpu`, phase 1)."""
+    plain = SearchSpace.load(name)
+    space = SearchSpace.from_dict(plain.to_dict() | {"infrastructure": {"memory_per_device": 80}})
+    compute = plain.budgets[0]
+    one = plain.phase_one(compute)
+    locked = one.triad_of(0)
+    said = re.compile(r"no architecture keeps infrastructure.memory_per_device = 80; .* take (\S+) to (\S+) bytes")
+    for phase in (one, plain.phase_zero(compute), plain.phase_two(locked)):
+        with pytest.raises(InputError, match=said) as caught:
+            (space.phase_zero, space.phase_one, lambda _: space.phase_two(locked))[phase.number](compute)
+        least, most = map(float, said.findall(str(caught.value))[0])
+        used = [space.infrastructure.of(a, space.dimensions)["memory_per_device"] for a in phase.lattice]
+        assert least <= min(used) * 1.001
+        assert max(used) <= most * 1.001
+
+
+def test_rules_that_leave_nothing_together_are_named_together() -> None:
+    space = lab(expert_parallel=8, all_to_all_bytes=5, memory_per_device=80)
+    with pytest.raises(InputError, match=r"= 80 and infrastructure.all_to_all_bytes = 5 and .* = 8; without them"):
         space.phase_one(1e14)
 
 
