@@ -203,7 +203,11 @@ class BandPruner(BasePruner):
         return [finished_curves(trials) for trials in studies], [_scatter(trials) for trials in studies], budgets
 
     def prune(self, study: Study, trial: FrozenTrial) -> bool:
-        """Whether the trial should stop now."""
+        """Whether the trial should stop now.
+
+        Raises:
+            InputError: Where the study maximises, or a report is not positive.
+        """
         if study.direction != StudyDirection.MINIMIZE:
             raise InputError("maximises, expected a study that minimises the loss", where=study.study_name)
         step = trial.last_step
@@ -211,6 +215,11 @@ class BandPruner(BasePruner):
             return False
         if not math.isfinite(trial.intermediate_values[step]):
             return True
+        if (loss := trial.intermediate_values[step]) <= 0:
+            raise InputError(
+                f"report {loss!r} of trial {trial.number}, expected a positive loss, in nats per token",
+                where=study.study_name,
+            )
         trials = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
         finished = finished_curves(trials)
         if len(finished) < self._n_startup_trials:

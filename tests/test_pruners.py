@@ -199,6 +199,17 @@ def test_stops_a_diverged_trial_at_once() -> None:
     assert trial.should_prune()
 
 
+@pytest.mark.parametrize("loss", [0.0, -0.1])
+def test_refuses_a_report_that_is_not_positive(loss: float) -> None:
+    study = optuna.create_study(study_name="excess", pruner=BandPruner())
+    trial = study.ask()
+    trial.report(loss, 1)
+    with pytest.raises(
+        InputError, match=f"excess: report {loss} of trial 0, expected a positive loss, in nats per token"
+    ):
+        trial.should_prune()
+
+
 @pytest.mark.parametrize(
     "arguments", [{"probability": 1.0}, {"probability": 0.1}, {"band": 0.0}, {"noise": -0.1}, {"n_startup_trials": 1}]
 )

@@ -71,7 +71,7 @@ class Parent:
 
     @cached_property
     def history(self) -> History:
-        return History(self._locate)
+        return History(self._locate, self.study.study_name)
 
     def runs(self) -> list[Run]:
         """Runs with a loss or a bound of it, as of now.

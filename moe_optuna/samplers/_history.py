@@ -9,6 +9,7 @@ from typing import Any
 
 from optuna.trial import FrozenTrial, TrialState
 
+from moe_optuna.errors import InputError
 from moe_optuna.pruners import finished_curves, forecast
 from moe_optuna.samplers._compat import claimed, enqueued_params
 
@@ -46,9 +47,11 @@ class History:
         ended: Whether an architecture failed and never finished, by its number, of all whose trials have ended.
         pending: Numbers of the architectures that run or wait in the queue now, by trial.
         waiting: How many trials wait in the queue.
+        name: The study's, for messages.
     """
 
     locate: Locate
+    name: str | None = None
     runs: list[Run] = field(default_factory=list)
     informative: list[Run] = field(default_factory=list)
     ended: dict[int, bool] = field(default_factory=dict)
@@ -59,16 +62,21 @@ class History:
     _curves: list[tuple[Mapping[int, float], float]] = field(default_factory=list)
 
     def read(self, trials: Sequence[FrozenTrial]) -> None:
-        """Take in what has changed since the last call."""
+        """Take in what has changed since the last call.
+
+        Raises:
+            InputError: Where an architecture's loss is not positive: laws are of its logarithm.
+        """
         while self._settled < len(trials) and trials[self._settled].number in self._seen:
             self._settled += 1
         trials = trials[self._settled :]
         fresh = [trial for trial in trials if trial.state.is_finished() and trial.number not in self._seen]
         for trial in sorted(fresh, key=lambda trial: (str(trial.datetime_complete), trial.number)):
-            self._seen.add(trial.number)
             index = self.locate(trial.params, trial.user_attrs)
-            if index is not None:
-                self._add(self._run(trial, index))
+            run = self._run(trial, index) if index is not None else None
+            self._seen.add(trial.number)
+            if run is not None:
+                self._add(run)
             self._curves += finished_curves([trial])
         self.pending, self.waiting = {}, 0
         for trial in trials:
@@ -97,6 +105,11 @@ class History:
             self.informative.append(run)
 
     def _run(self, trial: FrozenTrial, index: int) -> Run:
+        if trial.state == TrialState.COMPLETE and trial.value is not None and trial.value <= 0:
+            raise InputError(
+                f"loss {trial.value!r} of trial {trial.number}, expected a positive number, in nats per token",
+                where=self.name,
+            )
         if trial.state == TrialState.COMPLETE and trial.value is not None and _is_loss(trial.value):
             return Run(index, trial.value)
         if trial.state == TrialState.PRUNED:

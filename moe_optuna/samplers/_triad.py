@@ -179,7 +179,7 @@ class TriadSampler(BaseSampler):
         Architectures that failed, and those most of whose neighbours failed, are left out.
 
         Raises:
-            InputError: Where neither the study nor a parent has a finished trial.
+            InputError: Where neither the study nor a parent has a finished trial, or a loss is not positive.
         """
         self._check(study)
         with self._lock:
@@ -288,7 +288,9 @@ class TriadSampler(BaseSampler):
 
     def _read(self, study: Study) -> History:
         storage, number = _compat.study_key(study)
-        history = self._histories.setdefault(storage, {}).setdefault(number, History(self._locate))
+        histories = self._histories.setdefault(storage, {})
+        if (history := histories.get(number)) is None:
+            history = histories[number] = History(self._locate, study.study_name)
         history.read(_compat.all_trials(study))
         return history
 

@@ -1,6 +1,7 @@
 """No infeasible proposal and no duplicate, whoever asks and however; the recommendation finds the band."""
 
 import copy
+import math
 import pickle
 import warnings
 from collections.abc import Callable
@@ -270,7 +271,26 @@ def test_recommendation_needs_a_finished_trial(phase: Phase) -> None:
         sampler.recommend(optuna.create_study(sampler=sampler))
 
 
-@pytest.mark.parametrize(("losses", "found"), [([0.0, -1.0], "2 finished trials"), ([-2.0], "1 finished trial")])
+@pytest.mark.parametrize("loss", [0.0, -0.005, -math.inf])
+def test_a_loss_that_is_not_positive_is_refused(phase: Phase, loss: float) -> None:
+    """An excess loss, say: its best trials are no failures. Each time, not the first alone."""
+    sampler = TriadSampler(phase, seed=0)
+    study = optuna.create_study(study_name="excess", sampler=sampler)
+    study.optimize(smooth(phase), n_trials=2)
+    study.tell(study.ask(phase.distributions), loss)
+    for use in (lambda: study.ask(phase.distributions), lambda: sampler.recommend(study)) * 2:
+        with pytest.raises(
+            InputError, match=f"excess: loss {loss} of trial 2, expected a positive number, in nats per"
+        ):
+            use()
+    study.set_user_attr("compute", 1e10)
+    with pytest.raises(InputError, match=f"excess: loss {loss} of trial 2"):
+        TriadSampler(phase, parents=[study]).recommend(optuna.create_study())
+
+
+@pytest.mark.parametrize(
+    ("losses", "found"), [([math.inf, math.inf], "2 finished trials"), ([math.inf], "1 finished trial")]
+)
 def test_losses_that_are_none_are_counted(phase: Phase, losses: list[float], found: str) -> None:
     sampler = TriadSampler(phase, seed=0)
     study = optuna.create_study(sampler=sampler)
