@@ -9,6 +9,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
+import optuna
 from numpy.typing import NDArray
 from optuna.pruners import BasePruner
 from optuna.study import StudyDirection
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from optuna.study import Study
     from optuna.trial import FrozenTrial
 
-__all__ = ["BandPruner", "Forecast", "forecast"]
+__all__ = ["BandPruner", "Forecast", "forecast", "parental"]
 
 Array = NDArray[np.float64]
 Curve = Mapping[int, float]
@@ -165,7 +166,7 @@ class BandPruner(BasePruner):
             losses have to fall. Read once, when first needed.
 
     Raises:
-        InputError: Where an argument is out of its range, or a study maximises.
+        InputError: Where an argument is out of its range, or a study does not minimise one value.
     """
 
     def __init__(
@@ -193,7 +194,7 @@ class BandPruner(BasePruner):
         self._noise = noise
         self._n_startup_trials = n_startup_trials
         self._warmup = warmup
-        self._studies = tuple(parents)
+        self._studies = parental(parents)
 
     @cached_property
     def _inherited(self) -> tuple[list[list[Run]], list[tuple[float, int]], list[object]]:
@@ -239,6 +240,23 @@ class BandPruner(BasePruner):
             noise = math.sqrt(squares / degrees) if degrees else 0.0
         bound = min(final for _, final in finished) * (1 + self._band)
         return ahead.above(bound, noise) >= self._probability
+
+
+def parental(studies: Sequence[Study]) -> tuple[Study, ...]:
+    """Studies that may serve as parents.
+
+    Raises:
+        InputError: Where they are no sequence of studies, or one does not minimise one value.
+    """
+    if not isinstance(studies, Sequence):
+        raise InputError(f"a {type(studies).__name__}, expected a sequence of studies", where="parents")
+    for study in studies:
+        if not isinstance(study, optuna.Study):
+            raise InputError(f"a {type(study).__name__} among them, expected studies", where="parents")
+        if study.directions != [StudyDirection.MINIMIZE]:
+            found = f"{len(study.directions)} objectives" if len(study.directions) > 1 else "maximises"
+            raise InputError(f"{found}, expected a parent that minimises the loss", where=study.study_name)
+    return tuple(studies)
 
 
 def finished_curves(trials: Sequence[FrozenTrial]) -> list[Run]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from moe_optuna.laws.surrogate import Field, Observations, Surrogate
     from moe_optuna.space import Axis, Phase
 
-__all__ = ["Belief", "Parent"]
+__all__ = ["Belief", "Parent", "budget_of"]
 
 Array = NDArray[np.float64]
 Indices = NDArray[np.intp]
@@ -57,17 +58,8 @@ class Parent:
 
     @classmethod
     def of(cls, study: Study, phase: Phase, features: Features) -> Parent:
-        """The parent, checked.
-
-        Raises:
-            InputError: Where the study does not say its budget.
-        """
-        compute = _compat.study_user_attrs(study).get("compute")
-        if not isinstance(compute, (int, float)) or not compute > 0:
-            raise InputError(
-                f"user attribute 'compute' is {compute!r}, expected the budget in FLOPs", where=study.study_name
-            )
-        return cls(study, float(compute), phase, features)
+        """The parent, with its budget as `budget_of` reads it."""
+        return cls(study, budget_of(study), phase, features)
 
     @cached_property
     def history(self) -> History:
@@ -96,6 +88,20 @@ class Parent:
         if place == len(self.inputs):
             self.inputs.append(inputs)
         return place
+
+
+def budget_of(study: Study) -> float:
+    """The budget of a study in FLOPs, its user attribute `compute`.
+
+    Raises:
+        InputError: Where it has none.
+    """
+    compute = _compat.study_user_attrs(study).get("compute")
+    if isinstance(compute, bool) or not isinstance(compute, (int, float)) or not 0 < compute < math.inf:
+        raise InputError(
+            f"user attribute 'compute' is {compute!r}, expected the budget in FLOPs", where=study.study_name
+        )
+    return float(compute)
 
 
 class Belief:

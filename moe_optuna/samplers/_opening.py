@@ -29,12 +29,15 @@ class Opening:
         phase: Whose lattice.
 
     Raises:
-        InputError: Where the laws know none of the phase's axes.
+        InputError: Where the laws are none, or know none of the phase's axes.
     """
 
     def __init__(self, laws: LadderLaws, phase: Phase) -> None:
-        from moe_optuna.laws import with_ratios
+        from moe_optuna.laws import LadderLaws, with_ratios
 
+        if not isinstance(laws, LadderLaws):
+            expected = "expected laws, such as `LadderLaws.load` reads from a laws.json"
+            raise InputError(f"a {type(laws).__name__}, {expected}", where="laws")
         if phase.number not in laws.phases:
             known = ", ".join(map(str, sorted(laws.phases)))
             raise InputError(f"none of phase {phase.number}, expected those of a search of it; these are of {known}",

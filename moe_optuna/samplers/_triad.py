@@ -19,8 +19,9 @@ from optuna.trial import TrialState
 
 from moe_optuna.architecture import MoEArchitecture
 from moe_optuna.errors import InputError
+from moe_optuna.pruners import parental
 from moe_optuna.samplers import _compat
-from moe_optuna.samplers._belief import Belief, Parent
+from moe_optuna.samplers._belief import Belief, Parent, budget_of
 from moe_optuna.samplers._design import fill
 from moe_optuna.samplers._features import Features
 from moe_optuna.samplers._history import History
@@ -94,6 +95,10 @@ class TriadSampler(BaseSampler):
         n_startup: Trials before the surrogate chooses; by default 2 for each axis and 1, or without a start where
             parents tell enough.
         independent_sampler: Sampler of parameters that are not of the phase; `RandomSampler` by default.
+
+    Raises:
+        InputError: Where an argument is of another kind, a parent does not minimise one value or does not say its
+            budget, or the laws know none of the phase's axes.
     """
 
     def __init__(
@@ -106,8 +111,16 @@ class TriadSampler(BaseSampler):
         n_startup: int | None = None,
         independent_sampler: BaseSampler | None = None,
     ) -> None:
+        from moe_optuna.space import Phase
+
+        if not isinstance(phase, Phase):
+            raise InputError(f"a {type(phase).__name__}, expected a phase of a space", where="phase")
+        if n_startup is not None and n_startup < 0:
+            raise InputError(f"{n_startup!r}, expected at least 0", where="n_startup")
         self._phase = phase
-        self._parents = parents
+        self._parents = parental(parents)
+        for parent in self._parents:
+            budget_of(parent)
         self._opening = Opening(laws, phase) if laws is not None else None
         self._seed = seed
         self._n_startup = n_startup

@@ -1,11 +1,15 @@
 """Warm starts: parents are read where they are, their prediction comes first, and a wrong one costs little."""
 
+import math
+from typing import Any
+
 import numpy as np
 import optuna
 import pytest
 
 from moe_optuna import problems
 from moe_optuna.errors import InputError
+from moe_optuna.pruners import BandPruner
 from moe_optuna.samplers import TriadSampler
 from moe_optuna.space import Phase, SearchSpace
 
@@ -58,9 +62,29 @@ def test_parents_are_read_in_place(space: SearchSpace, phase: Phase) -> None:
 
 
 def test_a_parent_without_its_budget_is_refused(phase: Phase) -> None:
-    study = optuna.create_study(sampler=TriadSampler(phase, parents=[optuna.create_study(study_name="orphan")]))
-    with pytest.raises(InputError, match="orphan: user attribute 'compute' is None"):
-        study.ask(phase.distributions)
+    for compute in (None, "4e10", True, math.inf, -1.0):
+        study = optuna.create_study(study_name="orphan")
+        if compute is not None:
+            study.set_user_attr("compute", compute)
+        with pytest.raises(InputError, match=f"orphan: user attribute 'compute' is {compute!r}, expected the budget"):
+            TriadSampler(phase, parents=[study])
+
+
+@pytest.mark.parametrize("build", [TriadSampler, lambda phase, parents: BandPruner(parents=parents)])
+@pytest.mark.parametrize(
+    ("directions", "found"), [(["maximize"], "maximises"), (["minimize", "minimize"], "2 objectives")]
+)
+def test_a_parent_that_does_not_minimise_a_loss_is_refused(
+    phase: Phase, build: Any, directions: list[str], found: str
+) -> None:
+    study = optuna.create_study(study_name="other", directions=directions)
+    study.set_user_attr("compute", 1e10)
+    with pytest.raises(InputError, match=f"other: {found}, expected a parent that minimises the loss"):
+        build(phase, parents=[study])
+    with pytest.raises(InputError, match="parents: a Study, expected a sequence of studies"):
+        build(phase, parents=study)
+    with pytest.raises(InputError, match="parents: a str among them, expected studies"):
+        build(phase, parents=["other"])
 
 
 def test_a_parent_of_another_phase_is_refused(space: SearchSpace, phase: Phase) -> None:

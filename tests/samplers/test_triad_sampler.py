@@ -6,6 +6,7 @@ import pickle
 import warnings
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 import optuna
@@ -352,7 +353,19 @@ def test_copies_and_pickles(phase: Phase) -> None:
     assert twin.recommend(study) == sampler.recommend(study) == copy.deepcopy(sampler).recommend(study)
 
 
-def test_constructor_takes_keywords_only_and_does_nothing(phase: Phase) -> None:
+def test_constructor_takes_keywords_only(phase: Phase) -> None:
     with pytest.raises(TypeError):
         TriadSampler(phase, 0)  # type: ignore[misc]
-    TriadSampler(phase, parents=[object()])  # type: ignore[list-item]  # looked at when first needed
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"phase": None}, "phase: a NoneType, expected a phase of a space"),
+        ({"n_startup": -1}, "n_startup: -1, expected at least 0"),
+        ({"laws": "laws.json"}, "laws: a str, expected laws, such as `LadderLaws.load` reads from a laws.json"),
+    ],
+)
+def test_wrong_arguments_are_named(phase: Phase, arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        TriadSampler(**{"phase": phase, **arguments})
