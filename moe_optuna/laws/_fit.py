@@ -113,7 +113,12 @@ class Fit:
 
         It is that of the bootstrap, about the optimum and as much wider as few runs ask for (`_intervals.widening`).
         Where the residuals bend, what the bend comes to at the columns counts as an error of the law.
+
+        Raises:
+            InputError: Where the level is not a fraction.
         """
+        if not 0 < level < 1:
+            raise InputError(f"{level!r}, expected a fraction above 0 and below 1, such as 0.95", where="level")
         shape = np.broadcast_shapes(*(np.shape(columns[name]) for name in self.form.inputs if name in columns))
         drawn = self.draws if next(iter(self.draws.values()), []) else {n: [v] for n, v in self.coefficients.items()}
         logs, _ = self.form.log_model(self.form.read(columns), self.form.coordinates(drawn))

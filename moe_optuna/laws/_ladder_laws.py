@@ -228,8 +228,14 @@ class LadderLaws:
         return float(draws[0]), interval(draws[1:])
 
     def band(self, axis: str, compute: float) -> tuple[tuple[float, float], tuple[float, float], tuple[float, float]]:
-        """The near-optimal band of an axis at a budget: (low, high), and the 95 % intervals of both."""
-        law = next(law for law in self.phases.values() if any(a.name == axis for a in law.axes))
+        """The near-optimal band of an axis at a budget: (low, high), and the 95 % intervals of both.
+
+        Raises:
+            InputError: Where the ladder has no law of the axis, or the budget is not a positive finite number.
+        """
+        law = next((law for law in self.phases.values() if any(a.name == axis for a in law.axes)), None)
+        if law is None:
+            raise InputError(f"{axis!r}, expected one of {', '.join(self.axes_known)}", where="axis")
         low, high = (edge[:, 0] for edge in law.edges(axis, _budgets(compute)))
         return (float(low[0]), float(high[0])), interval(low[1:]), interval(high[1:])
 

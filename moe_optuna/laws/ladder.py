@@ -90,7 +90,11 @@ def _table(runs: Mapping[str, ArrayLike]) -> dict[str, NDArray[Any]]:
     for name in COLUMNS:
         if name not in runs:
             raise InputError(f"no such column, expected {', '.join(COLUMNS)} and the searched axes", where=name)
-    n = len(np.asarray(runs["loss"]))
+    lengths = {name: len(np.asarray(runs[name])) for name in (*COLUMNS, *MORE, "state") if name in runs}
+    if len(set(lengths.values())) > 1:
+        listed = ", ".join(f"{name} {length}" for name, length in lengths.items())
+        raise InputError(f"columns of different lengths: {listed}", where="runs")
+    n = lengths["loss"]
     state = np.char.lower(np.asarray(runs["state"], str)) if "state" in runs else np.full(n, "complete")
     table: dict[str, NDArray[Any]] = {}
     for name in (*COLUMNS, *MORE):

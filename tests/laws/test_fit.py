@@ -232,6 +232,9 @@ def test_prediction_intervals_cover_new_runs():
     low, high = found.interval(new)
     assert np.mean((low <= truth) & (truth <= high)) > 0.8
     assert np.median(high / low) < 1.02
+    for level in (95, 0, 1, -0.5, math.nan):
+        with pytest.raises(InputError, match=r"level: .*, expected a fraction above 0 and below 1"):
+            found.interval(new, level=level)
 
 
 @pytest.mark.parametrize("rows", [6, 12, 30])

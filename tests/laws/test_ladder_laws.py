@@ -327,6 +327,8 @@ def test_the_published_laws_are_those_of_the_reference() -> None:
         assert laws.predict("active_params", compute)[0] == pytest.approx(active, rel=0.04)
         assert laws.predict("total_params", compute)[0] == pytest.approx(total, rel=0.12)
     assert not laws.knows_loss
+    with pytest.raises(InputError, match=r"axis: 'expansion', expected one of .*expansion_ratio"):
+        laws.band("expansion", 3e20)
     (low, high), *_ = laws.band("expansion_ratio", 3e20)
     assert 18 < low < 22.07 < high < 25
 
@@ -336,6 +338,8 @@ def test_the_published_laws_are_those_of_the_reference() -> None:
     [
         ({"loss": None}, "loss: no such column"),
         ({"compute_density": ["x"] * 46}, "compute_density: not a number"),
+        ({"d_model": [64.0] * 45}, "runs: columns of different lengths: phase 46, compute 46, .*d_model 45"),
+        ({"state": ["complete"]}, "runs: columns of different lengths: phase 46, .*state 1"),
         ({"state": ["failed"] * 46}, "no phase with 3 complete runs"),
         ({"compute_density": [5.0, 7.0] * 23}, "above 6"),
     ],
