@@ -2,12 +2,14 @@
 
 import json
 import re
+import textwrap
 from pathlib import Path
 
 import optuna
 import pytest
 
 import moe_optuna
+import moe_optuna.training
 from moe_optuna import problems
 from moe_optuna.interchange import count_payload, read
 from moe_optuna.space import Phase, SearchSpace
@@ -31,6 +33,35 @@ def test_the_python_snippet_runs_as_printed(capsys):
     assert isinstance(study, optuna.Study)
     assert len(study.get_trials(states=[optuna.trial.TrialState.COMPLETE, optuna.trial.TrialState.PRUNED])) == 4
     assert "architecture" in capsys.readouterr().out
+
+
+def test_the_sampler_s_example_runs_as_printed() -> None:
+    """With a problem's loss in place of trainings, some of which fail."""
+    example = textwrap.dedent((moe_optuna.TriadSampler.__doc__ or "").split("Example::\n\n")[1].split("\n\n")[0])
+
+    def objective(phase: Phase) -> object:
+        loss = problems.make("holistic", phase.space).objective(phase, seed=0)
+
+        def diverging(trial: optuna.Trial) -> float:
+            if trial.number == 3:
+                phase.suggest(trial)
+                raise moe_optuna.training.TrainingFailure("diverged")
+            return loss(trial)
+
+        return diverging
+
+    names = {
+        "optuna": optuna,
+        "SearchSpace": SearchSpace,
+        "TriadSampler": moe_optuna.TriadSampler,
+        "LightningObjective": objective,
+        "TrainingFailure": moe_optuna.training.TrainingFailure,
+    }
+    exec(compile(example, "TriadSampler", "exec"), names)
+    study = names["study"]
+    assert isinstance(study, optuna.Study)
+    states = [trial.state.name for trial in study.trials]
+    assert (states[3], states.count("COMPLETE"), len(states)) == ("FAIL", 19, 20)
 
 
 def test_every_command_of_the_readme_exists(capsys):

@@ -82,7 +82,7 @@ class TriadSampler(BaseSampler):
         phase = SearchSpace.load("cpu").phase_one(3e11)
         sampler = TriadSampler(phase, seed=0)
         study = optuna.create_study(sampler=sampler)
-        study.optimize(lambda trial: train(phase.suggest(trial)), n_trials=40)
+        study.optimize(LightningObjective(phase), n_trials=20, catch=(TrainingFailure,))
         sampler.recommend(study)
 
     Args:
