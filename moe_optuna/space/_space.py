@@ -123,7 +123,8 @@ class SearchSpace(Frozen):
         target: The budget that the blueprint is for, at least ten times the largest of the ladder.
         allocation_law: How a budget divides into M and D before phase 0 corrects it.
         scale: Dimensions that change with scale.
-        training: The `[training]` table as it stands.
+        training: The `[training]` table as it stands; `moe_optuna.training.Recipe.from_table` checks it, as a search
+            does before it starts.
     """
 
     format: Literal[1] = 1

@@ -47,6 +47,7 @@ def test_repr_tells_the_problem(name: str) -> None:
         ("n_heads = 2", "n_heads = [2, 4]", "n_heads changes with scale and is free"),
         ("target = 1e13", "target = 1e11", "target: 1e+11, expected at least 10 times the largest budget"),
         ("budgets = [", "budgets = [2.001e10, 2.002e10, ", "expected to differ in their first three digits"),
+        ("one = ", "one = [9, 8, 8, 7] # ", "search.one: expected one number, or one for each of 3 budgets"),
         ("exponent =", "exponent = nan #", "allocation_law.exponent = nan"),
         ("compute_density = [6", "compute_density = [5", "expected 6 < low < high"),
         ("ratio = 3,", "ratio = 3, low = 5,", "expected either a ratio, or low and high"),
