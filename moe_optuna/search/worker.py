@@ -9,6 +9,7 @@ trial that was trained to the end but never recorded, because the controller die
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import importlib
 import json
@@ -21,7 +22,6 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -154,12 +154,11 @@ def serve(link: Link, functions: TrialFunctions) -> None:
                 _run(link, functions, message["run"])
         except InputError as error:
             link.send(_failure("input", str(error)))
-        except OSError as error:
-            traceback.print_exc()
-            link.send(_failure("system", f"{type(error).__name__}: {error}"))
         except Exception as error:
-            traceback.print_exc()
-            link.send(_failure("trial", f"{type(error).__name__}: {error}"))
+            kind = "system" if isinstance(error, OSError) else "trial"
+            link.send(_failure(kind, f"{type(error).__name__}: {error}"))
+            with contextlib.suppress(OSError):  # a full disk has no room for the log either
+                traceback.print_exc()
 
 
 def _failure(kind: str, reason: str) -> Message:
@@ -178,7 +177,7 @@ def _run(link: Link, functions: TrialFunctions, task: dict[str, Any]) -> None:
         link.finish(result)
 
 
-@contextmanager
+@contextlib.contextmanager
 def _alone(folder: Path | None) -> Iterator[None]:
     """Hold the trial's folder: the worker of a controller that died may still be saving into it."""
     if folder is None:

@@ -234,7 +234,11 @@ class _Grid(pl.Callback):
     def save(
         self, module: LanguageModelling, file: Path, identity: dict[str, Any], curve: list[tuple[float, float]]
     ) -> None:
-        """Write the state so that a reader sees the old file or the new one, never a part; the first process does."""
+        """Write the state so that a reader sees the old file or the new one, never a part; the first process does.
+
+        Raises:
+            OSError: Where it could not be written, the disk being full above all; the old file is as it was.
+        """
         state = {
             "format": FORMAT,
             "identity": identity,
@@ -246,8 +250,14 @@ class _Grid(pl.Callback):
             return
         file.parent.mkdir(parents=True, exist_ok=True)
         unfinished = file.with_suffix(f".{os.getpid()}")
-        torch.save(state, unfinished)
-        unfinished.replace(file)
+        try:
+            with unfinished.open("wb") as stream:
+                torch.save(state, stream)
+            unfinished.replace(file)
+        except RuntimeError as error:  # torch's own about the position in the file, while the disk is the reason
+            raise error.__context__ if isinstance(error.__context__, OSError) else error from None
+        finally:
+            unfinished.unlink(missing_ok=True)
 
     def resume(self, module: LanguageModelling) -> None:
         """Continue from the checkpoint, or else from the stem, where there is one."""

@@ -2,6 +2,7 @@
 
 import math
 import os
+import resource
 import signal
 import time
 
@@ -83,6 +84,26 @@ def test_a_training_on_a_worker_is_the_training_here_also_when_interrupted(execu
     assert sorted({*before, *after}) == reports  # the same losses, to the last bit
     assert end["result"]["loss"] == reports[-1][1]
     assert end["result"]["stopped"] is False
+
+
+def test_a_full_disk_is_not_the_architectures_fault(executor, phase, tmp_path):
+    """No file may grow, the worker's log included: the failure is told as the system's, and the worker lives on."""
+    mine, worker = task(phase, tmp_path / "full"), executor.processes[0]
+    executor.send(0, {"run": mine | {"text": ""}})
+    assert talk(executor)[1]["failed"]["kind"] == "input"  # it is up, and has the text
+    limits = resource.prlimit(worker, resource.RLIMIT_FSIZE)
+    log = executor._log(executor._slots[0])
+    with log.open("ab") as file:
+        file.write(b"\n" * 20_000)
+    resource.prlimit(worker, resource.RLIMIT_FSIZE, (20_000, limits[1]))
+    executor.send(0, {"run": mine})
+    reports, end = talk(executor)
+    resource.prlimit(worker, resource.RLIMIT_FSIZE, limits)
+    assert end["failed"]["kind"] == "system"
+    assert "File too large" in end["failed"]["reason"]
+    executor.send(0, {"run": mine})
+    assert talk(executor)[0][: len(reports)] == reports
+    assert executor.processes[0] == worker
 
 
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])

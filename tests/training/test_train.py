@@ -2,6 +2,7 @@
 
 import base64
 import math
+import resource
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -67,6 +68,25 @@ def test_an_interruption_is_heard_where_every_step_reports(architecture: Build, 
     part = trained(architecture(), folder, changes=many, interrupted=lambda: True, checkpoint=tmp_path / "state")
     assert (part.stopped, part.steps) == (True, 1)
     assert trained(architecture(), folder, changes=many, checkpoint=tmp_path / "state").curve == whole.curve
+
+
+def test_a_full_disk_is_told_as_one_and_leaves_the_checkpoint_before(
+    architecture: Build, folder: Path, tmp_path: Path
+) -> None:
+    """The kernel refuses to let a file grow, wherever in the checkpoint that is."""
+    whole, state = trained(architecture(), folder), tmp_path / "state"
+    trained(architecture(), folder, checkpoint=state, report=lambda report: False)
+    before = (state / "training.pt").read_bytes()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    for room in (0, 5_000, len(before) // 2, len(before) - 1):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (room, limits[1]))
+        try:
+            with pytest.raises(OSError, match="File too large"):
+                trained(architecture(), folder, checkpoint=state)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        assert [(path.name, path.read_bytes()) for path in state.iterdir()] == [("training.pt", before)]
+    assert trained(architecture(), folder, checkpoint=state).curve == whole.curve
 
 
 @pytest.fixture
