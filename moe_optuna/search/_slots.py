@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from moe_optuna.errors import InputError
 
-__all__ = ["Slot", "find_gpus", "local_slots"]
+__all__ = ["Slot", "check_counts", "find_gpus", "local_slots"]
 
 _LAUNCHER = re.compile(
     r"(LOCAL_|GROUP_|NODE_|ROLE_)?RANK|(LOCAL_|ROLE_)?WORLD_SIZE|MASTER_(ADDR|PORT)|(TORCHELASTIC|SLURM|PMI|OMPI)_.*"
@@ -58,6 +58,17 @@ def find_gpus() -> tuple[str, ...]:
     return tuple(answer.stdout.split()) if answer.returncode == 0 else ()
 
 
+def check_counts(workers: int | None, devices_per_trial: int) -> None:
+    """Both are positive, where they are given.
+
+    Raises:
+        InputError: Where one is not.
+    """
+    for name, value in (("--workers", workers), ("--devices-per-trial", devices_per_trial)):
+        if value is not None and value < 1:
+            raise InputError(f"{value}, expected at least 1", where=name)
+
+
 def local_slots(workers: int | None, devices_per_trial: int = 1) -> tuple[Slot, ...]:
     """Divide this machine: a set of GPUs a slot where there are any, otherwise cores.
 
@@ -70,9 +81,7 @@ def local_slots(workers: int | None, devices_per_trial: int = 1) -> tuple[Slot, 
     Raises:
         InputError: Where a number is not positive, or a trial asks for more GPUs than there are.
     """
-    for name, value in (("--workers", workers), ("--devices-per-trial", devices_per_trial)):
-        if value is not None and value < 1:
-            raise InputError(f"{value}, expected at least 1", where=name)
+    check_counts(workers, devices_per_trial)
     cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
     gpus = find_gpus()
     if not gpus:

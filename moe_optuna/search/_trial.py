@@ -53,7 +53,9 @@ def run(task: dict[str, Any], link: Link) -> dict[str, Any]:
 
 def prepare(recipe: dict[str, Any]) -> dict[str, Any]:
     """Tokenise and cache the recipe's text; what it was made of."""
-    return dict(training.prepare(Recipe.from_dict(recipe)).origin)
+    corpus = training.prepare(Recipe.from_dict(recipe))
+    tokens = {"training": len(corpus.train), "held-out": len(corpus.held_out)}
+    return {**corpus.origin, "vocab_size": corpus.vocab_size, "tokens": tokens, "end": corpus.end}
 
 
 def _train(

@@ -22,13 +22,14 @@ from optuna.trial import TrialState
 
 from moe_optuna.errors import InputError, did_you_mean
 from moe_optuna.files import SPACE_FILE, write_whole
+from moe_optuna.search._checks import check_space, check_text, make_folder
 from moe_optuna.search._clock import Clock
 from moe_optuna.search._controller import Controller
 from moe_optuna.search._events import Event, Observer
 from moe_optuna.search._lease import Leases
 from moe_optuna.search._local import Executor, LocalExecutor
 from moe_optuna.search._runs import Runs
-from moe_optuna.search._slots import local_slots
+from moe_optuna.search._slots import check_counts, local_slots
 from moe_optuna.search._storage import hold, open_storage
 from moe_optuna.search._studies import FORMAT, Studies, refuse_others
 from moe_optuna.search._work import Tally, Work, is_enqueued
@@ -116,7 +117,7 @@ def search(
     from moe_optuna.training import Recipe, find_text
 
     space = SearchSpace.load(space) if isinstance(space, str) else space
-    recipe = Recipe.from_table(space.training, where=f"{space.name}: [training]").to_dict()
+    recipe = Recipe.from_table(space.training, where=f"{space.name}: [training]")
     if executor not in EXECUTORS:
         raise InputError(f"{executor!r}, expected local or ray{did_you_mean(executor, EXECUTORS)}", where="--executor")
     if executor == "local" and ray_address is not None:
@@ -127,12 +128,13 @@ def search(
         from moe_optuna.search._ray import reach
 
         reach(ray_address)
+    check_counts(workers, devices_per_trial)
+    slots = local_slots(workers, devices_per_trial) if executor == "local" else ()
     folder = Path(out) if out is not None else Path("runs") / space.name
-    _check(space)
+    check_space(space)
     if executor == "local":
-        find_text(Recipe.from_dict(recipe))
+        check_text(space, recipe, {"vocab_size": find_text(recipe)})
     with contextlib.ExitStack() as stack:
-        slots = local_slots(workers, devices_per_trial) if executor == "local" else ()
         if storage is None:
             make_folder(folder)
             stack.enter_context(hold(folder))
@@ -162,35 +164,12 @@ def search(
         stack.enter_context(controller.signals())
         stack.enter_context(_files_in(folder))
         clock.observe(Event("prepare"))
-        studies = Studies(space, store, seed, folder, controller.prepare(recipe))
+        text = controller.prepare(recipe.to_dict())
+        check_text(space, recipe, text)
+        studies = Studies(space, store, seed, folder, text)
         if not (folder / SPACE_FILE).exists():
             write_whole(folder / SPACE_FILE, space.to_toml())
-        return _Ladder(space, studies, controller, recipe, folder, runs, clock).climb()
-
-
-def _check(space: SearchSpace) -> None:
-    """Every budget, and the target, has architectures.
-
-    Raises:
-        InputError: Where one has none.
-    """
-    for step, compute in enumerate(space.budgets):
-        if space.search.trials(0, step):
-            space.phase_zero(compute)
-        space.phase_one(compute)
-    space.phase_zero(space.target)  # about the law's M, which the search may move
-
-
-def make_folder(folder: Path) -> None:
-    """Make the folder of a search.
-
-    Raises:
-        InputError: Where it cannot be made.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"cannot be made ({error.strerror})", where=folder) from None
+        return _Ladder(space, studies, controller, recipe.to_dict(), folder, runs, clock).climb()
 
 
 @contextlib.contextmanager

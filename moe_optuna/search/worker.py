@@ -45,7 +45,7 @@ class TrialFunctions(Protocol):
     @staticmethod
     def prepare(recipe: dict[str, Any]) -> dict[str, Any]:
         """What is done once before any trial (tokenising); what the text is, as plain data with its hash as
-        ``content``."""
+        ``content``, and whatever else of it `_checks.check_text` can look at."""
         ...
 
 

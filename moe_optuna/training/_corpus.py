@@ -116,14 +116,15 @@ class Corpus:
         return float(-(held * np.log(counts / counts.sum())).sum() / held.sum())
 
 
-def find_text(recipe: Recipe) -> None:
-    """Look for the recipe's text, without reading it.
+def find_text(recipe: Recipe) -> int:
+    """Look for the recipe's text, without reading it, and read its vocabulary; the vocabulary's number of token ids.
 
     Raises:
-        InputError: Where it is not there.
+        InputError: Where either is not there, or the vocabulary cannot be read.
     """
     if not _tokenised(recipe.data) and recipe.data != "python":  # which is always there
         source_files(recipe.data)
+    return load_vocabulary(recipe.vocabulary).size
 
 
 def _tokenised(data: str) -> tuple[tuple[Path, int, int], ...]:

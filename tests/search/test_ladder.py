@@ -8,8 +8,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import instant_trials
 import optuna
 import pytest
+from here import Here
 from tiny_space import tiny_space
 
 import moe_optuna
@@ -30,6 +32,10 @@ FILES = ("runs.csv", "laws.json", "blueprint.json")
 
 def instant(folder, **settings):
     return search(tiny_space(), out=folder, trial="instant_trials", **{"workers": 1, **settings})
+
+
+def with_vocabulary(size):
+    return tiny_space(dimensions=tiny_space().to_dict()["dimensions"] | {"vocab_size": size})
 
 
 @pytest.fixture(scope="module")
@@ -208,6 +214,9 @@ def test_the_laws_of_a_search_find_its_space(finished, capsys):
         ({"executor": "rya"}, r"--executor: 'rya', expected local or ray; did you mean 'ray'\?"),
         ({"ray_address": "auto"}, "--ray-address: needs --executor ray"),
         ({"workers": 0}, "--workers: 0, expected at least 1"),
+        ({"workers": 0, "executor": "ray"}, "--workers: 0, expected at least 1"),
+        ({"devices_per_trial": 0, "executor": "ray"}, "--devices-per-trial: 0, expected at least 1"),
+        ({"workers": -1, "space": tiny_space(target=1e20)}, "--workers: -1"),  # what costs nothing comes first
         ({"workers": 2, "storage": "sqlite:///x.db"}, "SQLite locks the whole file"),
         ({"space": "cpuu"}, "no such search space"),
         ({"space": tiny_space(budgets=[1.5, 3e9])}, "1.5 FLOPs"),
@@ -218,6 +227,11 @@ def test_the_laws_of_a_search_find_its_space(finished, capsys):
             "'/no/such/text', expected 'python' or an existing",
         ),
         ({"space": tiny_space(training={"data": "/no/such.bin"})}, "/no/such.bin: no such file"),
+        ({"space": tiny_space(training={"vocabulary": "no.json"})}, "vocabulary: 'no.json', expected 'bytes' or a"),
+        (
+            {"space": with_vocabulary(255)},
+            r"tiny: \[dimensions\] vocab_size: 255, expected at least the text's 256 token ids",
+        ),
     ],
 )
 def test_bad_input_is_one_line_and_nothing_is_written(tmp_path, settings, message):
@@ -225,6 +239,17 @@ def test_bad_input_is_one_line_and_nothing_is_written(tmp_path, settings, messag
     with pytest.raises(InputError, match=message):
         search(arguments.pop("space"), **arguments)
     assert not (tmp_path / "out").exists() or not list((tmp_path / "out").iterdir())
+
+
+def test_a_text_that_does_not_fit_is_told_before_anything_is_recorded(tmp_path, monkeypatch):
+    """Found when a worker reads the text: what the message asks for can be changed in the same folder."""
+    monkeypatch.setattr(ladder, "LocalExecutor", Here)
+    with monkeypatch.context() as patch:
+        patch.setattr(instant_trials, "prepare", lambda recipe: {"content": "text", "vocab_size": 300})
+        with pytest.raises(InputError, match=r"\[dimensions\] vocab_size: 256, expected at least the text's 300 token"):
+            instant(tmp_path)
+    assert not (tmp_path / "space.toml").exists()
+    search(with_vocabulary(300), out=tmp_path, trial="instant_trials", workers=1)
 
 
 def test_an_unknown_key_of_the_training_table_is_named(tmp_path):

@@ -1,0 +1,67 @@
+"""What is looked at before a search begins, so that a fault is told before anything is written that would keep it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from moe_optuna.errors import InputError
+
+if TYPE_CHECKING:
+    from moe_optuna.space import SearchSpace
+    from moe_optuna.training import Recipe
+
+__all__ = ["check_space", "check_text", "make_folder"]
+
+
+def check_space(space: SearchSpace) -> None:
+    """Every budget, and the target, has architectures.
+
+    Raises:
+        InputError: Where one has none.
+    """
+    for step, compute in enumerate(space.budgets):
+        if space.search.trials(0, step):
+            space.phase_zero(compute)
+        space.phase_one(compute)
+    space.phase_zero(space.target)  # about the law's M, which the search may move
+
+
+def check_text(space: SearchSpace, recipe: Recipe, text: Mapping[str, Any]) -> None:
+    """The space's architectures can train on a text.
+
+    Args:
+        space: The search space.
+        recipe: Its recipe.
+        text: What is known of the text: token ids as ``vocab_size``, ``tokens`` by side, ``end`` of a document.
+
+    Raises:
+        InputError: Where they cannot, by what is known.
+    """
+    dimensions = space.dimensions
+    if (size := text.get("vocab_size", 0)) > dimensions.vocab_size:
+        raise InputError(
+            f"{dimensions.vocab_size}, expected at least the text's {size} token ids",
+            where=f"{space.name}: [dimensions] vocab_size",
+        )
+    for side, tokens in text.get("tokens", {}).items():
+        if tokens <= dimensions.context_length:
+            raise InputError(
+                f"{tokens} {side} tokens, expected more than context_length = {dimensions.context_length}",
+                where=recipe.data,
+            )
+    if recipe.document_mask and text.get("end", 0) is None:
+        raise InputError("true, but where a document of this text ends is not known", where="document_mask")
+
+
+def make_folder(folder: Path) -> None:
+    """Make the folder of a search.
+
+    Raises:
+        InputError: Where it cannot be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"cannot be made ({error.strerror})", where=folder) from None
