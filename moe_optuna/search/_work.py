@@ -56,7 +56,8 @@ class Work:
             "seed": seed,
             "checkpoint": str(self.checkpoints / self.study.study_name.replace("/", "_") / f"{trial.number:05d}"),
         }
-        return Run(trial, task, architecture, set(self.frozen(trial).intermediate_values))
+        frozen = self.frozen(trial)
+        return Run(trial, task, architecture, set(frozen.intermediate_values), is_enqueued(frozen))
 
     def enqueued_before(self, trial: Trial) -> int | None:
         """The number of an earlier trial that was enqueued with the same seed, ``None`` without one."""
@@ -94,6 +95,7 @@ class Run:
         task: What the worker gets.
         architecture: What is trained.
         steps: The points of the grid that are reported.
+        repeat: Whether it was enqueued.
         begun: Whether the worker has taken it up: only then can the worker have died of it.
         verdict: How it ends, where that is decided before its result: ``lost`` is another controller's now.
         reason: Why, for a person.
@@ -103,13 +105,14 @@ class Run:
     task: dict[str, Any]
     architecture: MoEArchitecture
     steps: set[int]
+    repeat: bool
     begun: bool = False
     verdict: Literal["", "pruned", "failed", "lost"] = ""
     reason: str = ""
 
     def prunes(self, seed: int) -> bool:
-        """Whether the study's pruner stops it; a repeat with a seed of its own measures the noise and runs on."""
-        return self.task["seed"] == seed and bool(self.trial.should_prune())
+        """Whether the study's pruner stops it; a repeat measures the noise and runs on, also with the search's seed."""
+        return self.task["seed"] == seed and not self.repeat and bool(self.trial.should_prune())
 
 
 @dataclass(frozen=True, slots=True)

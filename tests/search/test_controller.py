@@ -10,7 +10,7 @@ import optuna
 import pytest
 from instant_trials import loss_of
 from optuna.trial import TrialState
-from small_phase import SmallPhase, architecture
+from small_phase import ByNumber, SmallPhase, architecture
 from small_search import open_study, run
 
 from moe_optuna import BandPruner, InputError
@@ -66,6 +66,14 @@ def test_the_pruner_is_obeyed_at_its_step(tmp_path):
         assert trial.value == trial.intermediate_values[max(trial.intermediate_values)]
     for trial in complete:
         assert all(loss <= 3.3 for step, loss in trial.intermediate_values.items() if step >= 2)
+
+
+def test_a_repeat_is_never_pruned_also_with_the_searchs_seed(tmp_path):
+    """Where no trial has run the recommended architecture to its end, a repeat has the search's own seed."""
+    settings = {"pruner": optuna.pruners.ThresholdPruner(upper=0.0)}
+    for seed in (0, 1):
+        open_study(tmp_path).enqueue_trial({"index": 7}, user_attrs={"seed": seed})
+    assert states(run(tmp_path, trials=3, settings=settings)) == ["COMPLETE", "COMPLETE", "PRUNED"]
 
 
 def test_an_enqueued_trial_keeps_its_seed(tmp_path):
@@ -134,11 +142,14 @@ def test_a_failing_architecture_is_recorded_with_its_reason(tmp_path, recipe, re
 
 def test_a_loss_spike_is_not_believed_at_once(tmp_path):
     """An architecture near the optimum, its loss tripled at one report: the pruner stops others, not this one."""
-    settings = {"trials": 13, "widths": 16, "workers": 1, "recipe": {"reports": 8, "spiking": [72]}}
-    settings["settings"] = {"pruner": BandPruner(probability=0.95)}
-    run(tmp_path, **settings | {"trials": 12})
-    open_study(tmp_path).enqueue_trial({"index": 8})
-    *others, spiked = run(tmp_path, **settings).trials
+
+    class EightAtLast(ByNumber):
+        def sample_independent(self, study, trial, name, distribution):
+            return 8 if trial.number == 12 else super().sample_independent(study, trial, name, distribution)
+
+    settings = {"sampler": EightAtLast(), "pruner": BandPruner(probability=0.95)}
+    recipe = {"reports": 8, "spiking": [72]}
+    *others, spiked = run(tmp_path, trials=13, widths=16, workers=1, recipe=recipe, settings=settings).trials
     assert {trial.state for trial in others} == {TrialState.COMPLETE, TrialState.PRUNED}
     assert spiked.intermediate_values[2] > 2 * spiked.intermediate_values[1]
     assert spiked.state == TrialState.COMPLETE
