@@ -5,13 +5,16 @@ Bad input gives one line on standard error and exit status 2.
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
+import os
 import sys
 import warnings
 from collections.abc import Callable, Sequence
 from importlib import metadata
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 
@@ -256,11 +259,17 @@ def dashboard(
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point: bad input ends in one line and status 2, Ctrl-C in status 130."""
     words = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
+    sys.stderr = sys.stderr or open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 - until the process ends
+    if sys.stdout is None:
+        _fail("standard output is closed")
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a sign that the terminal's encoding lacks must not end a search
+        sys.stdout.reconfigure(errors="replace")
     try:
         with warnings.catch_warnings():
             # What is asked outside of a law's range is a note of the answer itself.
             warnings.filterwarnings("ignore", message=".* outside the range of ")
             status = app(words, standalone_mode=False)
+        sys.stdout.flush()
         if status == _INTERRUPTED:
             raise KeyboardInterrupt  # which typer has made a status of
     except InputError as error:
@@ -268,14 +277,24 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except _USAGE_ERROR as error:
         _fail(getattr(error, "format_message", error.__str__)())
     except (KeyboardInterrupt, typer.Abort):
-        sys.stderr.write("interrupted; what a search was training is saved, and the same command goes on\n")
+        saved = "; what it was training is saved, and the same command goes on" if words[0] == "search" else ""
+        sys.stderr.write(f"interrupted{saved}\n")
         sys.exit(_INTERRUPTED)
     except BrokenPipeError:
         sys.stderr.close()
         sys.exit(141)
+    except OSError as error:  # a folder that cannot be written, a full disk behind a redirection
+        _fail(f"{error.filename or 'cannot go on'}: {error.strerror or error}")
     sys.exit(status if isinstance(status, int) else 0)
 
 
-def _fail(message: str) -> None:
-    sys.stderr.write("moe-optuna: " + " ".join(message.split()) + "\n")
+def _fail(message: str) -> NoReturn:
+    with contextlib.suppress(OSError):
+        sys.stderr.write("moe-optuna: " + " ".join(message.split()) + "\n")
+    for stream in filter(None, (sys.stdout, sys.stderr)):
+        try:
+            stream.flush()
+        except OSError:  # Python would try again as it ends, and make a status of its own of it
+            with contextlib.suppress(OSError):
+                stream.close()
     sys.exit(2)

@@ -1,6 +1,7 @@
 """The command line as a user meets it: one JSON object, or one line and status 2."""
 
 import json
+import os
 import subprocess
 import sys
 from importlib import metadata
@@ -142,16 +143,30 @@ def test_what_is_asked_outside_a_range_is_a_note_and_no_warning(
     assert "outside the range" in out
 
 
+@pytest.mark.parametrize(
+    ("command", "function", "says"),
+    [
+        ("count", "moe_optuna.interchange.read", "interrupted\n"),
+        (
+            "search",
+            "moe_optuna.search.search",
+            "interrupted; what it was training is saved, and the same command goes on\n",
+        ),
+    ],
+)
 def test_an_interruption_is_told(
-    capsys: pytest.CaptureFixture[str], architecture_file: Path, monkeypatch: pytest.MonkeyPatch
+    capsys: pytest.CaptureFixture[str],
+    architecture_file: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    command: str,
+    function: str,
+    says: str,
 ) -> None:
-    def read(*arguments: object, **settings: object) -> None:
+    def interrupted(*arguments: object, **settings: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("moe_optuna.interchange.read", read)
-    status, out, err = call(capsys, "count", architecture_file)
-    assert (status, out) == (130, "")
-    assert err == "interrupted; what a search was training is saved, and the same command goes on\n"
+    monkeypatch.setattr(function, interrupted)
+    assert call(capsys, command, architecture_file) == (130, "", says)
 
 
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:
@@ -168,6 +183,35 @@ def test_the_package_runs_as_the_command(architecture_file: Path) -> None:
     assert (done.returncode, done.stderr) == (0, "")
     assert json.loads(done.stdout)["architecture"]["d_model"] == 64
     assert run("count", "nowhere.json").returncode == 2
+
+
+def shell(line: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """A line of a shell in which ``$MOE`` is the command."""
+    known = os.environ | {"MOE": f"{sys.executable} -m moe_optuna"} | environment
+    return subprocess.run(["sh", "-c", line], capture_output=True, text=True, check=False, env=known)
+
+
+def test_a_terminal_without_utf8_gets_what_it_can_show() -> None:
+    whole, done = (shell("$MOE plan --compute 3e20", PYTHONIOENCODING=encoding) for encoding in ("utf-8", "ascii"))
+    assert (done.returncode, done.stderr) == (0, "")
+    assert not whole.stdout.isascii()
+    assert done.stdout.isascii()
+    assert "blueprint" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        ("$MOE count FILE > /dev/full", "moe-optuna: cannot go on: No space left on device\n"),
+        ("$MOE --version > /dev/full", "moe-optuna: cannot go on: No space left on device\n"),
+        ("$MOE count FILE --json >&-", "moe-optuna: standard output is closed\n"),
+        ("$MOE count nowhere.json 2> /dev/full", ""),
+        ("$MOE count nowhere.json 2>&-", ""),
+    ],
+)
+def test_output_that_goes_nowhere_is_one_line_and_status_two(architecture_file: Path, line: str, says: str) -> None:
+    done = shell(line.replace("FILE", str(architecture_file)))
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", says)
 
 
 def test_export_takes_only_known_frameworks(capsys: pytest.CaptureFixture[str], architecture_file: Path) -> None:

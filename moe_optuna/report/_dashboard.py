@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
 import math
 import sys
@@ -72,7 +73,8 @@ def dashboard(
                 "whoever reaches it can read and delete the studies\n"
             )
         sys.stderr.write(f"dashboard on http://{host}:{listening.server_port}/ (Ctrl-C to stop)\n")
-        listening.serve_forever()
+        with contextlib.suppress(KeyboardInterrupt):
+            listening.serve_forever()
 
 
 def server(
