@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ipaddress
 import math
+import os
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -19,6 +20,7 @@ from moe_optuna.report._run import COUNTS, Run
 if TYPE_CHECKING:
     from optuna import Study
     from optuna.storages import BaseStorage
+    from optuna.storages.journal import BaseJournalBackend
 
 __all__ = ["annotate", "dashboard", "server"]
 
@@ -56,7 +58,8 @@ def dashboard(
     Args:
         out: The folder of the search.
         host, port: Where to listen.
-        storage: The storage of the search; the journal in the folder unless given.
+        storage: The storage of the search; the journal in the folder unless given. Of a folder that cannot be written
+            it is a copy, made now.
 
     Raises:
         InputError: Where there is no journal, a file in the folder is not what its name says, or the address cannot
@@ -138,9 +141,28 @@ def _journal(out: Path) -> BaseStorage:
     if not path.is_file():  # the backend would make one
         raise InputError("no such file, expected the journal of a search that ran without --storage", where=path)
     try:
-        return JournalStorage(JournalFileBackend(str(path)))
+        if os.access(out, os.W_OK) and os.access(path, os.W_OK):
+            return JournalStorage(JournalFileBackend(str(path)))
+        sys.stderr.write(f"note: {out} cannot be written: it is shown as of now, and what is changed is not kept\n")
+        return JournalStorage(_read_only(path))
     except (ValueError, KeyError, TypeError, AttributeError, IndexError, AssertionError, RecursionError):
         raise InputError("not an Optuna journal", where=path) from None
+
+
+def _read_only(path: Path) -> BaseJournalBackend:
+    """A journal as it is now, to which whatever is added stays in memory."""
+    from optuna.storages.journal import BaseJournalBackend, JournalFileBackend
+
+    records = list(JournalFileBackend(str(path)).read_logs(0))
+
+    class Copy(BaseJournalBackend):
+        def read_logs(self, log_number_from: int) -> list[dict[str, Any]]:
+            return records[log_number_from:]
+
+        def append_logs(self, logs: list[dict[str, Any]]) -> None:
+            records.extend(logs)
+
+    return Copy()
 
 
 class _Threaded(ThreadingMixIn, WSGIServer):

@@ -196,9 +196,13 @@ def hold(out: Path) -> Iterator[None]:
     """Be the only search in a folder; the kernel ends it with the process, however that dies.
 
     Raises:
-        InputError: Where another search runs in it.
+        InputError: Where another search runs in it, or it cannot be written.
     """
-    with (out / "lock").open("a+") as file:
+    try:
+        file = (out / "lock").open("a+")
+    except OSError as error:
+        raise InputError(f"cannot be written ({error.strerror}), expected a folder of its own", where=out) from None
+    with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:

@@ -135,6 +135,7 @@ def search(
     if executor == "local":
         check_text(space, recipe, {"vocab_size": find_text(recipe)})
     with contextlib.ExitStack() as stack:
+        stack.enter_context(_files_in(folder))
         if storage is None:
             make_folder(folder)
             stack.enter_context(hold(folder))
@@ -162,7 +163,6 @@ def search(
         )
         stack.callback(lambda: running.close(0.0 if controller.hurried else GRACE))
         stack.enter_context(controller.signals())
-        stack.enter_context(_files_in(folder))
         clock.observe(Event("prepare"))
         text = controller.prepare(recipe.to_dict())
         check_text(space, recipe, text)

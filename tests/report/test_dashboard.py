@@ -137,6 +137,27 @@ def test_an_address_that_is_taken_or_wrong(planted, address):
         server(planted.folder, port=99999)
 
 
+def test_a_folder_that_cannot_be_written_is_shown_as_it_is(planted, studies, monkeypatch, capsys):
+    journal = planted.folder / "journal.log"
+    before = journal.read_bytes()
+    monkeypatch.setattr("os.access", lambda path, mode: False)
+    seen = {}
+
+    def serve(listening):
+        thread = threading.Thread(target=listening.handle_request)
+        thread.start()
+        seen["status"], seen["body"] = get(listening.server_address, "/api/studies")
+        thread.join()
+
+    monkeypatch.setattr("wsgiref.simple_server.WSGIServer.serve_forever", serve)
+    dashboard(planted.folder, port=0)
+    assert [each["study_name"] for each in json.loads(seen["body"])["study_summaries"]] == [
+        study.study_name for study in studies
+    ]
+    assert f"note: {planted.folder} cannot be written" in capsys.readouterr().err
+    assert journal.read_bytes() == before
+
+
 @pytest.mark.parametrize(("host", "warned"), [("127.0.0.1", False), ("localhost", False), ("0.0.0.0", True)])
 def test_warns_where_others_can_reach_it(planted, studies, monkeypatch, capsys, host, warned):
     monkeypatch.setattr("wsgiref.simple_server.WSGIServer.serve_forever", lambda self: None)

@@ -252,6 +252,13 @@ def test_a_text_that_does_not_fit_is_told_before_anything_is_recorded(tmp_path, 
     search(with_vocabulary(300), out=tmp_path, trial="instant_trials", workers=1)
 
 
+@pytest.mark.parametrize("name", ["lock", "journal.log", "logs"])
+def test_a_folder_whose_files_cannot_be_written_is_one_line(tmp_path, name):
+    (tmp_path / name).mkdir() if name != "logs" else (tmp_path / name).touch()
+    with pytest.raises(InputError, match=r"cannot be written .Is a directory|not a file, expected|logs: File exists"):
+        instant(tmp_path)
+
+
 def test_an_unknown_key_of_the_training_table_is_named(tmp_path):
     with pytest.raises(InputError, match=r"tiny: \[training\]: unknown key 'scheduel'; did you mean 'schedule'"):
         search(tiny_space(training={"scheduel": "wsd"}), out=tmp_path / "out")
