@@ -22,9 +22,10 @@ from moe_optuna.errors import InputError
 if TYPE_CHECKING:
     from optuna.storages import BaseStorage
 
-__all__ = ["Journal", "hold", "open_storage", "redact", "repair", "together"]
+__all__ = ["JOURNAL", "Journal", "hold", "open_storage", "redact", "repair", "together"]
 
-
+JOURNAL = "journal.log"
+"""The journal of a search, in its folder."""
 _PASSING = {
     JournalOperation.SET_TRIAL_PARAM,
     JournalOperation.SET_TRIAL_INTERMEDIATE_VALUE,
@@ -100,7 +101,7 @@ def open_storage(url: str | None, out: Path, *, workers: int) -> BaseStorage:
             journal, or SQLite is to serve several workers.
     """
     if url is None:
-        path = out / "journal.log"
+        path = out / JOURNAL
         repair(path)
         try:
             return JournalStorage(Journal(str(path)))

@@ -27,15 +27,16 @@ __all__ = ["FORMAT", "Studies", "refuse_others"]
 FORMAT = 1
 
 
-def refuse_others(storage: BaseStorage, space: SearchSpace, out: Path, *, shared: bool) -> None:
-    """A folder is of one search, and so is its journal; a `shared` storage may hold others.
+def refuse_others(storage: BaseStorage | None, space: SearchSpace, out: Path, *, shared: bool) -> None:
+    """A folder is of one search, and so is its journal; a `shared` storage may hold others, and ``None``
+    is a journal that has yet to be made.
 
     Raises:
         InputError: Where the folder has the files of another search, or of one that another storage holds.
     """
     from moe_optuna.space import SearchSpace
 
-    names = {name.split("/")[0] for name in optuna.get_all_study_names(storage)}
+    names = {name.split("/")[0] for name in optuna.get_all_study_names(storage)} if storage is not None else set()
     if not shared and (others := names - {space.name}):
         raise InputError(f"holds the search of {', '.join(sorted(others))}; expected another folder", where=out)
     if (out / "runs.csv").is_file() and space.name not in names:

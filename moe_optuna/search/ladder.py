@@ -30,7 +30,7 @@ from moe_optuna.search._lease import Leases
 from moe_optuna.search._local import Executor, LocalExecutor
 from moe_optuna.search._runs import Runs
 from moe_optuna.search._slots import check_counts, local_slots
-from moe_optuna.search._storage import hold, open_storage
+from moe_optuna.search._storage import JOURNAL, hold, open_storage
 from moe_optuna.search._studies import FORMAT, Studies, refuse_others
 from moe_optuna.search._work import Tally, Work, is_enqueued
 
@@ -139,9 +139,10 @@ def search(
         if storage is None:
             make_folder(folder)
             stack.enter_context(hold(folder))
-        store = open_storage(storage, folder, workers=len(slots) or workers or 2)
-        make_folder(folder)
+        known = storage is not None or (folder / JOURNAL).exists()
+        store = open_storage(storage, folder, workers=len(slots) or workers or 2) if known else None
         refuse_others(store, space, folder, shared=storage is not None)
+        make_folder(folder)
         stack.enter_context(_quiet_optuna())
         stack.enter_context(_one_thread())
         running: Executor
@@ -166,6 +167,7 @@ def search(
         clock.observe(Event("prepare"))
         text = controller.prepare(recipe.to_dict())
         check_text(space, recipe, text)
+        store = store or open_storage(None, folder, workers=1)  # a new journal, now that nothing speaks against it
         studies = Studies(space, store, seed, folder, text)
         if not (folder / SPACE_FILE).exists():
             write_whole(folder / SPACE_FILE, space.to_toml())

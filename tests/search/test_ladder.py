@@ -195,6 +195,7 @@ def test_another_space_seed_or_storage_for_the_same_folder_is_refused(finished, 
     with pytest.raises(InputError, match="not in this storage"):
         search(tiny_space(), out=tmp_path, trial="instant_trials", workers=1)
     assert (folder / "runs.csv").read_bytes() == (tmp_path / "runs.csv").read_bytes() == before
+    assert not (tmp_path / "journal.log").exists()  # which would look like that of a search
     assert SearchSpace.load(folder / "space.toml") == tiny_space()
 
 
@@ -248,7 +249,7 @@ def test_a_text_that_does_not_fit_is_told_before_anything_is_recorded(tmp_path, 
         patch.setattr(instant_trials, "prepare", lambda recipe: {"content": "text", "vocab_size": 300})
         with pytest.raises(InputError, match=r"\[dimensions\] vocab_size: 256, expected at least the text's 300 token"):
             instant(tmp_path)
-    assert not (tmp_path / "space.toml").exists()
+    assert {path.name for path in tmp_path.iterdir()} <= {"lock", "logs"}
     search(with_vocabulary(300), out=tmp_path, trial="instant_trials", workers=1)
 
 
