@@ -83,16 +83,17 @@ class Controller:
     _tally: Tally = Tally()
 
     def prepare(self, recipe: dict[str, Any]) -> dict[str, Any]:
-        """Have a worker make the text ready; what the text is.
+        """Have a worker make the text ready, and another where it dies, `RETRIES` times; what the text is.
 
         Raises:
-            InputError: Where it cannot.
+            InputError: Where none can.
             KeyboardInterrupt: Where the search was stopped.
         """
         chosen: int | None = None
+        deaths = 0
         while True:
             if chosen is None and (available := self.executor.available()):
-                chosen = available[0]
+                chosen = available[deaths % len(available)]
                 self.executor.send(chosen, {"prepare": recipe})
             for worker, message in self.executor.wait(TICK):
                 if "prepared" in message:
@@ -100,7 +101,10 @@ class Controller:
                 if "failed" in message:
                     raise InputError(message["failed"]["reason"])
                 if worker == chosen and "died" in message:
-                    raise InputError(f"the worker that prepared the data died: {message['died']}")
+                    chosen, deaths = None, deaths + 1
+                    if deaths > RETRIES:
+                        reason = f"workers that prepared the text died, the last: {message['died']}"
+                        raise InputError(f"{reason}; tried {deaths} times; the same command goes on")
             if self.stopping:
                 raise KeyboardInterrupt
 

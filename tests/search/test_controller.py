@@ -1,6 +1,7 @@
 """The controller on real worker processes; a training is a formula."""
 
 import collections
+import contextlib
 import itertools
 import json
 import os
@@ -216,6 +217,17 @@ def test_data_that_is_missing_stops_the_search_before_a_trial(tmp_path):
     with pytest.raises(InputError, match=r"corpus.bin"):
         run(tmp_path, interrupt=prepare)
     assert open_study(tmp_path).trials == []
+
+
+@pytest.mark.parametrize("deaths", [RETRIES, RETRIES + 1])
+def test_a_worker_that_dies_over_the_text_is_followed_by_another(tmp_path, deaths):
+    recipe, found = {"deadly": str(tmp_path / "deadly"), "deaths": deaths}, []
+    outcome = contextlib.nullcontext()
+    if deaths > RETRIES:
+        outcome = pytest.raises(InputError, match=f"SIGKILL .*; tried {deaths} times; the same command goes on")
+    with outcome:
+        run(tmp_path, trials=1, interrupt=lambda controller, executor: found.append(controller.prepare(recipe)))
+    assert found == [{"content": "text"}] * (deaths <= RETRIES)
 
 
 def test_a_stop_saves_gives_back_and_resumes_where_it_was(tmp_path):
