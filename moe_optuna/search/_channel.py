@@ -8,7 +8,7 @@ controller to worker   ``{"run": task}``, ``{"prepare": recipe}``, ``{"go": bool
                        ``{"stop": true}`` (save and give the trial back); the end of the stream means exit
 worker to controller   ``{"ready": pid}``, ``{"reports": [[index, loss], ...]}`` (those of an earlier attempt),
                        ``{"report": [index, loss]}``, ``{"result": {...}}``, ``{"prepared": {...}}``,
-                       ``{"interrupted": true}``, ``{"failed": {"kind": ..., "reason": ...}}``
+                       ``{"result": {...}, "interrupted": true}``, ``{"failed": {"kind": ..., "reason": ...}}``
 =====================  =================================================================================
 """
 

@@ -199,12 +199,14 @@ class Controller:
         del self._running[worker]
         if run.verdict == "lost":
             return
-        if "result" in message or (run.verdict and {"died", "failed"} & message.keys()):
+        if "interrupted" in message and not run.verdict:
+            self._give_back(work, run)
+        elif "result" in message or (run.verdict and {"died", "failed"} & message.keys()):
             if message.get("result", {}).get("stopped") and not run.verdict:
                 self._retry(work, run, "its training stopped by itself", fail=True)
             else:
                 self._finish(work, run, message.get("result", {}))
-        elif "interrupted" in message or ("died" in message and not run.begun):
+        elif "died" in message and not run.begun:
             self._give_back(work, run)  # a worker that dies before it takes up the trial did not die of it
         elif "died" in message:
             # A bus error is a mapped file that became shorter, or a full disk under one: not the architecture's doing.

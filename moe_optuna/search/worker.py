@@ -172,7 +172,7 @@ def _run(link: Link, functions: TrialFunctions, task: dict[str, Any]) -> None:
         if result is None:
             result = functions.run(task, link)
             if result.get("stopped"):
-                link.send({"interrupted": True} if link.stopping else {"result": result})
+                link.send({"result": result} | ({"interrupted": True} if link.stopping else {}))
                 return
         link.finish(result)
 

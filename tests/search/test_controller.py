@@ -250,6 +250,20 @@ def test_a_stop_saves_gives_back_and_resumes_where_it_was(tmp_path):
     assert len(trained) == len(set(trained)) == 300
 
 
+def test_a_trial_that_is_pruned_as_the_search_stops_has_its_tokens(tmp_path):
+    def stop(controller, executor):
+        def observe(event):
+            controller.stopping = event.kind == "report"
+
+        controller.observer = observe
+
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, workers=1, settings={"pruner": optuna.pruners.ThresholdPruner(upper=0.0)}, interrupt=stop)
+    (trial,) = open_study(tmp_path).trials
+    assert (trial.state, list(trial.intermediate_values)) == (TrialState.PRUNED, [1])
+    assert trial.user_attrs["tokens"] == SmallPhase().tokens(architecture(trial.user_attrs["d_model"])) // 4
+
+
 def test_no_trial_is_lost_while_workers_are_killed(tmp_path):
     """The soak of a thousand trials in small; benchmarks/controller.py runs the whole."""
     killed = collections.Counter()
