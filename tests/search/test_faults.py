@@ -67,6 +67,8 @@ def test_a_signal_stops_cleanly_and_the_same_command_resumes(tmp_path, number):
     recipe = RECIPE | {"log": str(log)}
     process = start(tmp_path, trials=6, recipe=recipe)
     lines_until(process, ends=2)
+    while not process.stdout.readline().startswith("report"):  # one is being trained
+        assert process.poll() is None
     process.send_signal(number)
     output, _ = process.communicate(timeout=20)
     assert process.returncode == 130
