@@ -115,13 +115,14 @@ class Fit:
         Where the residuals bend, what the bend comes to at the columns counts as an error of the law.
 
         Raises:
-            InputError: Where the level is not a fraction.
+            InputError: Where the level is not a fraction, or the fit was made without a bootstrap.
         """
+        if not any(self.draws.values()):
+            raise InputError("0, expected some: an interval is that of the fits to resampled runs", where="bootstraps")
         if not 0 < level < 1:
             raise InputError(f"{level!r}, expected a fraction above 0 and below 1, such as 0.95", where="level")
         shape = np.broadcast_shapes(*(np.shape(columns[name]) for name in self.form.inputs if name in columns))
-        drawn = self.draws if next(iter(self.draws.values()), []) else {n: [v] for n, v in self.coefficients.items()}
-        logs, _ = self.form.log_model(self.form.read(columns), self.form.coordinates(drawn))
+        logs, _ = self.form.log_model(self.form.read(columns), self.form.coordinates(self.draws))
         given = {name: np.broadcast_to(np.asarray(columns[name], float), shape).ravel() for name in self.misfit}
         error = np.hypot(missed(self.misfit, given), max(self.noise, self.rmse_log) if noise else 0.0)
         centre = np.log(self.predict(columns)).reshape(1, -1)

@@ -68,13 +68,14 @@ class PowerLaw:
     def draws(self, compute: ArrayLike) -> Array:
         """Values at budgets (b,), the best in row 0, then draws, (s, b); for a law that is given and not fitted.
 
-        Their log sd is that of a at the ladder's budgets and grows by as much with each decade outside of them: the
-        rule of `moe_optuna.laws.published`.
+        Their log sd is that of a at the ladder's budgets and grows by as much with each decade outside of them (the
+        rule of `moe_optuna.laws.published`), and by that of b with each factor of e.
         """
         compute = np.asarray(compute, float)
         measured = [point[0] for point in self.points]
-        outside = np.abs(np.log10(compute / np.clip(compute, min(measured), max(measured))))
-        sd = float(np.log(self.a_interval[1] / self.a_interval[0])) / (2 * 1.96) * (1 + outside)
+        outside = np.abs(np.log(compute / np.clip(compute, min(measured), max(measured))))
+        sd_a = float(np.log(self.a_interval[1] / self.a_interval[0])) / (2 * 1.96) * (1 + outside / np.log(10))
+        sd = np.hypot(sd_a, (self.b_interval[1] - self.b_interval[0]) / (2 * 1.96) * outside)
         normal = np.vstack([np.zeros((1, 1)), np.random.default_rng(0).standard_normal((DRAWS, 1))])
         return np.asarray(self(compute) * np.exp(sd * normal))
 

@@ -22,7 +22,7 @@ from numpy.typing import ArrayLike, NDArray
 from moe_optuna.architecture import DIMENSIONS
 from moe_optuna.errors import InputError
 from moe_optuna.laws._ladder_laws import FittedAxis, LadderLaws, PowerLaw, growth_of, points_of, power_laws_of
-from moe_optuna.laws._phase_law import USUAL_EXPONENT, PhaseLaw, group_of
+from moe_optuna.laws._phase_law import USUAL_ERROR, USUAL_EXPONENT, PhaseLaw, group_of
 from moe_optuna.laws._runs import read_columns
 from moe_optuna.laws.axis import AxisForm, fit_axes
 from moe_optuna.laws.band import interval
@@ -167,17 +167,16 @@ def _fits(
 
 
 def _allocation(laws: Mapping[int, PhaseLaw], table: Mapping[str, NDArray[Any]]) -> dict[str, PowerLaw]:
-    """FLOPs per token as they were, where no phase searched them."""
+    """FLOPs per token as they were, where no phase searched them; beyond a single budget as they usually grow."""
     if 0 in laws or "flops_per_token" not in table:
         return {}
     budgets = np.unique(table["compute"])
     used = np.array([np.median(table["flops_per_token"][table["compute"] == c]) for c in budgets])
     if len(budgets) == 1:
-        b = USUAL_EXPONENT["flops_per_token"]
+        b, error = USUAL_EXPONENT["flops_per_token"], 1.96 * USUAL_ERROR
         a = float(used[0] / budgets[0] ** b)
-        return {
-            "flops_per_token": PowerLaw("flops_per_token", a, b, (a, a), (b, b), 0.0, points_of(budgets, used[None]))
-        }
+        span, points = (b - error, b + error), points_of(budgets, used[None])
+        return {"flops_per_token": PowerLaw("flops_per_token", a, b, (a, a), span, 0.0, points)}
     law = PowerLaw.through("flops_per_token", budgets, np.vstack([used, used]), points_of(budgets, used[None]))
     return {"flops_per_token": law}
 

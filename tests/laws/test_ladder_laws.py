@@ -242,6 +242,19 @@ def test_one_budget_and_few_runs_still_give_laws_with_wide_intervals() -> None:
         assert coordinate(name, np.float64(high)) - coordinate(name, np.float64(low)) > 0.2
 
 
+def test_one_budget_says_little_of_what_a_larger_one_needs() -> None:
+    """FLOPs per token that nothing varied: as they were, and beyond as they usually grow, which is no certainty."""
+    columns = runs([1e18], (0, 12, 0), 0.001, 0)
+    laws = fit_ladder(columns)
+    value, (low, high) = laws.predict("flops_per_token", 1e18)
+    assert low == pytest.approx(high) == pytest.approx(value) == pytest.approx(columns["flops_per_token"][0])
+    value, (low, high) = laws.predict("flops_per_token", 1e20)
+    for exponent in (0.4, 0.7):  # as spaces of one's own may have it
+        assert low < columns["flops_per_token"][0] * 100**exponent < high
+    low, high = laws.predict("active_params", 1e20)[1]
+    assert high / low > 2
+
+
 def test_a_file_of_runs_gives_the_laws_of_its_columns(tmp_path: Path) -> None:
     columns = runs([1e18, 3e18], (4, 6, 5), 0.002, seed=3)
     rows = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
