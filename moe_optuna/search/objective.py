@@ -26,12 +26,18 @@ class LightningObjective:
         phase: What the trials may propose.
         recipe: How they are trained; that of the phase's search space unless given.
         seed: Of trials that carry none of their own in the user attribute `seed`.
+
+    Raises:
+        InputError: Where the space's ``[training]`` table is wrong, or its text is not there.
     """
 
     def __init__(self, phase: Phase, *, recipe: Recipe | None = None, seed: int = 0) -> None:
+        from moe_optuna.training import Recipe, find_text
+
         self._phase = phase
-        self._recipe = recipe
+        self._recipe = recipe or Recipe.from_table(phase.space.training, where=f"{phase.space.name}: [training]")
         self._seed = seed
+        find_text(self._recipe)
 
     def __call__(self, trial: Trial) -> float:
         """The held-out loss of the trial [nats per token].
@@ -42,10 +48,9 @@ class LightningObjective:
         """
         import optuna
 
-        from moe_optuna.training import Recipe, train
+        from moe_optuna.training import train
 
         architecture = self._phase.suggest(trial)
-        recipe = self._recipe or Recipe.from_table(self._phase.space.training)
         seed = trial.user_attrs.get("seed")
         if seed is None:
             trial.set_user_attr("seed", seed := self._seed)
@@ -58,7 +63,7 @@ class LightningObjective:
             architecture,
             compute=self._phase.compute,
             tokens=self._phase.tokens(architecture),
-            recipe=recipe,
+            recipe=self._recipe,
             seed=seed,
             report=report,
         )

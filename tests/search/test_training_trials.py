@@ -11,6 +11,7 @@ import pytest
 from tiny_space import tiny_space
 
 from moe_optuna import LightningObjective, TriadSampler
+from moe_optuna.errors import InputError
 from moe_optuna.search._local import LocalExecutor
 from moe_optuna.search._slots import Slot
 from moe_optuna.training import Corpus, Recipe, train
@@ -162,3 +163,13 @@ def test_the_objective_prunes(phase):
     study.optimize(LightningObjective(phase), n_trials=1)
     assert study.trials[0].state == optuna.trial.TrialState.PRUNED
     assert list(study.trials[0].intermediate_values) == [1]
+
+
+@pytest.mark.parametrize(
+    ("training", "says"),
+    [({"reports": 3.5}, "reports: 3.5"), ({"datta": "python"}, "did you mean"), ({"data": "nowhere"}, "nowhere")],
+)
+def test_a_wrong_recipe_is_told_before_any_trial(phase, training, says):
+    space = tiny_space(training=training)
+    with pytest.raises(InputError, match=says):
+        LightningObjective(space.phase_one(phase.compute))
