@@ -59,8 +59,10 @@ def plan(compute: float, *, laws: LadderLaws | None = None, space: SearchSpace |
     compute = float(compute)
     laws = laws or LadderLaws.published()
     if space is None:
+        if laws.space is None:
+            raise InputError("none, and the laws name none, expected the space that they are of", where="space")
         try:
-            space = SearchSpace.load(laws.space or "holistic")
+            space = SearchSpace.load(laws.space)
         except InputError:
             raise InputError(
                 f"none, expected that of the laws, {laws.space}, which is no ready one", where="space"

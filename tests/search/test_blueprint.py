@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -139,6 +140,12 @@ def test_any_budget_has_an_architecture_that_meets_its_triad(compute: float) -> 
     assert blueprint.flops_per_token * blueprint.tokens == pytest.approx(compute)
     outside = not 1e18 <= compute <= 3e20
     assert any("extrapolation" in note for note in blueprint.notes) == outside
+
+
+def test_laws_that_name_no_space_want_one(own: LadderLaws) -> None:
+    """Rather than architectures of a space that the runs were not of."""
+    with pytest.raises(InputError, match="space: none, and the laws name none"):
+        plan(4e12, laws=replace(own, space=None))
 
 
 def test_one_s_own_laws_plan_the_target_of_their_space(own: LadderLaws, tmp_path: Path) -> None:
