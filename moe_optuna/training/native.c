@@ -259,21 +259,17 @@ static inline float swiglu_gradient(float gate, float up, float weight, float d,
     return d * silu;
 }
 
-/* Half a vector at the end is done as one: the compiler would go through it number by number. */
+/* Eight features, as the narrowest experts have, are half a vector, which the compiler would take one by one. */
 static float swiglu_row_backward(int F, const float *gate, float weight, const float *dhidden, float *dgate) {
     enum { HALF = LANES / 2 };
     float dweight = 0, part[HALF];
-    int i = F / LANES * LANES;
-    SIMD_SUM(dweight) for (int j = 0; j < i; j++)
-        dweight += swiglu_gradient(gate[j], gate[F + j], weight, dhidden[j], dgate + j, dgate + F + j) * gate[F + j];
-    if (i + HALF <= F) {
-        SIMD for (int j = 0; j < HALF; j++)
-            part[j] = swiglu_gradient(gate[i + j], gate[F + i + j], weight, dhidden[i + j], dgate + i + j,
-                                      dgate + F + i + j);
-        for (int j = 0; j < HALF; j++) dweight += part[j] * gate[F + i + j];
-        i += HALF;
+    if (F == HALF) {
+        SIMD for (int i = 0; i < HALF; i++)
+            part[i] = swiglu_gradient(gate[i], gate[F + i], weight, dhidden[i], dgate + i, dgate + F + i);
+        for (int i = 0; i < HALF; i++) dweight = fmaf(part[i], gate[F + i], dweight);
+        return dweight;
     }
-    for (; i < F; i++)
+    SIMD_SUM(dweight) for (int i = 0; i < F; i++)
         dweight += swiglu_gradient(gate[i], gate[F + i], weight, dhidden[i], dgate + i, dgate + F + i) * gate[F + i];
     return dweight;
 }
