@@ -21,8 +21,9 @@ from numpy.typing import ArrayLike, NDArray
 
 from moe_optuna.architecture import DIMENSIONS
 from moe_optuna.errors import InputError
-from moe_optuna.laws._ladder_laws import FittedAxis, LadderLaws, PowerLaw, growth_of, points_of, power_laws_of
+from moe_optuna.laws._ladder_laws import FittedAxis, LadderLaws, growth_of, power_laws_of
 from moe_optuna.laws._phase_law import USUAL_ERROR, USUAL_EXPONENT, PhaseLaw, group_of
+from moe_optuna.laws._power_law import PowerLaw, points_of
 from moe_optuna.laws._runs import read_columns
 from moe_optuna.laws.axis import AxisForm, fit_axes
 from moe_optuna.laws.band import interval
