@@ -56,7 +56,7 @@ def spread(unit: np.ndarray, most: int) -> list[int]:
 def fingerprint(recipe: Recipe) -> str:
     """What the curves depend on: the training room's code, and the recipe."""
     room = Path(moe_optuna.training.__file__).parent
-    text = b"".join(path.read_bytes() for path in sorted(room.glob("*.py")))
+    text = b"".join(path.read_bytes() for path in sorted((*room.glob("*.py"), *room.glob("*.c"))))
     return hashlib.sha256(text + json.dumps(recipe.to_dict(), sort_keys=True).encode()).hexdigest()[:12]
 
 

@@ -137,7 +137,7 @@ def training_memory(
         architecture: One architecture, or the `Shape` of many.
         tokens: Tokens of a micro-batch on one device.
         zero: ZeRO stage, 0 to 3.
-        rows_kept: Whether the experts' rows are kept for the backward pass.
+        rows_kept: Whether the experts' rows are kept for the backward pass; else as in this project's step on a CPU.
 
     Raises:
         InputError: Where a number of devices or of tokens is below 1, or `zero` is no stage.

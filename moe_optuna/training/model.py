@@ -61,8 +61,7 @@ class MoE(nn.Module):
         super().__init__()
         self.router = TopKRouter(a.d_model, a.n_experts, rule, bias=a.router.bias)
         self.experts = Experts(a.d_model, a.d_expert, a.n_experts)
-        shared = a.d_shared or a.n_shared_experts * a.d_expert
-        self.shared = Dense(a.d_model, shared) if shared else None
+        self.shared = Dense(a.d_model, a.shared_width) if a.shared_width else None
 
     def forward(self, x_TD: Tensor, n_sequences: int) -> tuple[Tensor, Tensor]:
         routing = self.router(x_TD, n_sequences)

@@ -1,4 +1,4 @@
-/* A model's step on a CPU: its operations, each in one pass, forward and backward written out; and at the end the model.
+/* A model's step on a CPU: its operations, each in one pass, forward and backward written out; at the end the model.
 
    float32, row-major, contiguous. Matrix products are BLAS', whose `sgemm` the loader hands over (`use_gemm`); what
    lies between them is here. The same in torch's operations: `model.py`, to which tests hold the losses and every
@@ -83,7 +83,7 @@ static void rms_forward(int T, int D, const float *x, const float *gain, float *
 
 /* dx = residual + the gradient through the norm. */
 static void rms_backward(int T, int D, const float *x, const float *gain, const float *inverse, const float *dy,
-                  const float *residual, float *dx, float *dgain, int threads) {
+                         const float *residual, float *dx, float *dgain, int threads) {
     float *part = numbers((size_t)threads * D);
     memset(part, 0, (size_t)threads * D * sizeof(float));
     int chunk = (T + threads - 1) / threads;
@@ -149,8 +149,8 @@ static void probabilities(int m, int first, int ld, float *scores, float *lse, i
 
 /* qkv (T, (H + 2G) C); qk (T, (H + G) C) and inverse (T, H + G) are kept for the backward pass, as is lse (B, H, S). */
 static void attention_forward(int B, int S, int H, int G, int C, const float *qkv, const float *query_gain,
-                       const float *key_gain, const float *table, float *qk, float *inverse, float *y, float *lse,
-                       int threads) {
+                              const float *key_gain, const float *table, float *qk, float *inverse, float *y,
+                              float *lse, int threads) {
     int ld = (H + G) * C, ld_qkv = (H + 2 * G) * C, ld_scores = whole(S);
     float scale = 1.0f / sqrtf(C);
     PARALLEL {
@@ -184,9 +184,9 @@ static void attention_forward(int B, int S, int H, int G, int C, const float *qk
 }
 
 static void attention_backward(int B, int S, int H, int G, int C, const float *qkv, const float *query_gain,
-                        const float *key_gain, const float *table, const float *qk, const float *inverse,
-                        const float *y, float *lse, const float *dy, float *dqkv, float *dquery_gain, float *dkey_gain,
-                        int threads) {
+                               const float *key_gain, const float *table, const float *qk, const float *inverse,
+                               const float *y, float *lse, const float *dy, float *dqkv, float *dquery_gain,
+                               float *dkey_gain, int threads) {
     int ld = (H + G) * C, ld_qkv = (H + 2 * G) * C, ld_p = whole(S), T = B * S, chunk = (T + threads - 1) / threads;
     float scale = 1.0f / sqrtf(C), *part = numbers((size_t)threads * 2 * C), *sums = numbers(2 * C);
     memset(part, 0, (size_t)threads * 2 * C * sizeof(float));
@@ -303,8 +303,9 @@ static void back(int T, int E, int first, const float *lanes, float *rows) {
 
 /* visit (R): the visit that each row holds; place (T, K): the row of each visit; end (E): row after an expert's last. */
 static void route_forward(int T, int E, int K, int B, int softmax, float balance, float z, const float *logits,
-                   const float *bias, float *score, int *expert, float *weight, float *sum, float *total, float *lse,
-                   float *weigh, float *count, float *loss, int *visit, int *place, int *end, int threads) {
+                          const float *bias, float *score, int *expert, float *weight, float *sum, float *total,
+                          float *lse, float *weigh, float *count, float *loss, int *visit, int *place, int *end,
+                          int threads) {
     int S = T / B;
     PARALLEL {
         float *l = numbers((size_t)E * LANES), *s = numbers((size_t)E * LANES);
@@ -390,8 +391,9 @@ static void route_forward(int T, int E, int K, int B, int softmax, float balance
 }
 
 static void route_backward(int T, int E, int K, int B, int softmax, float z, const float *logits, const float *score,
-                    const int *expert, const float *weight, const float *sum, const float *total, const float *lse,
-                    const float *weigh, const float *dweight, const float *dloss, float *dlogits, int threads) {
+                           const int *expert, const float *weight, const float *sum, const float *total,
+                           const float *lse, const float *weigh, const float *dweight, const float *dloss,
+                           float *dlogits, int threads) {
     int S = T / B;
     PARALLEL {
         float *l = numbers((size_t)E * LANES), *s = numbers((size_t)E * LANES), *w = numbers((size_t)E * LANES);
@@ -449,8 +451,8 @@ static void sum_rows(int T, int K, int D, const float *y, const int *place, cons
 
 /* gate_up (R, 2F) is kept for the backward pass; y (R, D) is for what is between; out = base + the experts' output. */
 static void experts_forward(int T, int K, int E, int D, int F, const float *x, const float *gate_up_weight,
-                     const float *down_weight, const float *weight, const int *visit, const int *place, const int *end,
-                     const float *base, float *gate_up, float *y, float *out, int threads) {
+                            const float *down_weight, const float *weight, const int *visit, const int *place,
+                            const int *end, const float *base, float *gate_up, float *y, float *out, int threads) {
     PARALLEL {
         float *rows = numbers((size_t)ROWS * D), *hidden = numbers((size_t)ROWS * F);
         FOR_UNEQUAL for (int e = 0; e < E; e++) {
@@ -473,9 +475,9 @@ static void experts_forward(int T, int K, int E, int D, int F, const float *x, c
 }
 
 static void experts_backward(int T, int K, int E, int D, int F, const float *x, const float *gate_up_weight,
-                      const float *down_weight, const float *weight, const int *visit, const int *place,
-                      const int *end, const float *gate_up, const float *dy, float *dx_rows, float *dx,
-                      float *dgate_up_weight, float *ddown_weight, float *dweight, int threads) {
+                             const float *down_weight, const float *weight, const int *visit, const int *place,
+                             const int *end, const float *gate_up, const float *dy, float *dx_rows, float *dx,
+                             float *dgate_up_weight, float *ddown_weight, float *dweight, int threads) {
     PARALLEL {
         float *rows = numbers((size_t)ROWS * D), *up = numbers((size_t)ROWS * D), *hidden = numbers((size_t)ROWS * F);
         float *dhidden = numbers((size_t)ROWS * F), *dgates = numbers((size_t)ROWS * 2 * F);
@@ -519,7 +521,8 @@ static void experts_backward(int T, int K, int E, int D, int F, const float *x, 
 
 /* ---- cross-entropy: mean over tokens, in nats */
 
-static void entropy_forward(int T, int V, const float *logits, const int64_t *target, float *lse, float *loss, int threads) {
+static void entropy_forward(int T, int V, const float *logits, const int64_t *target, float *lse, float *loss,
+                            int threads) {
     PARALLEL FOR for (int t = 0; t < T; t++) {
         const float *l = logits + (size_t)t * V;
         float most = l[0], s = 0;
@@ -532,8 +535,8 @@ static void entropy_forward(int T, int V, const float *logits, const int64_t *ta
     *loss = (float)(sum / T);
 }
 
-static void entropy_backward(int T, int V, const float *logits, const int64_t *target, const float *lse, const float *dloss,
-                      float *dlogits, int threads) {
+static void entropy_backward(int T, int V, const float *logits, const int64_t *target, const float *lse,
+                             const float *dloss, float *dlogits, int threads) {
     float scale = *dloss / T;
     PARALLEL FOR for (int t = 0; t < T; t++) {
         const float *l = logits + (size_t)t * V;
@@ -551,8 +554,8 @@ typedef struct {
     float balance, z;
 } Shape;
 
-/* The parameters of a layer, or their gradients; NULL is what it does not have. A dense block's `gate_up` and `down` are
-   its own, a MoE block's those of all experts, to whose `load` (E) the tokens that each was given are added. */
+/* The parameters of a layer, or their gradients; NULL is what it does not have. A dense block's `gate_up` and `down`
+   are its own, a MoE block's those of all experts, to whose `load` (E) the tokens that each was given are added. */
 typedef struct {
     float *attention_gain, *qkv, *query_gain, *key_gain, *output, *block_gain, *gate_up, *down;
     float *router, *shared_gate_up, *shared_down, *bias, *load;
@@ -719,13 +722,14 @@ static void block_backward(const Shape *s, int dense, const Layer *w, const Kept
         feed_backward(s, s->dense_hidden, w->gate_up, w->down, k, d->gate_up, d->down, 0, between);
     } else {
         experts_backward(T, s->K, s->E, D, s->expert_hidden, k->block_normed, w->gate_up, w->down, k->weight, k->visit,
-                         k->place, k->end, k->rows, dx, between->visits, dnormed, d->gate_up, d->down, narrow, s->threads);
+                         k->place, k->end, k->rows, dx, between->visits, dnormed, d->gate_up, d->down, narrow,
+                         s->threads);
         route_backward(T, s->E, s->K, s->B, s->softmax, s->z, k->logits, k->score, k->expert, k->weight, k->sum,
                        k->total, k->router_lse, k->weigh, narrow, drouter, wide, s->threads);
         linear_backward(T, D, s->E, k->block_normed, w->router, wide, d->router, 1, dnormed);
         if (w->shared_down)
-            feed_backward(s, s->shared_hidden, w->shared_gate_up, w->shared_down, k, d->shared_gate_up, d->shared_down, 1,
-                          between);
+            feed_backward(s, s->shared_hidden, w->shared_gate_up, w->shared_down, k, d->shared_gate_up, d->shared_down,
+                          1, between);
     }
     rms_backward(T, D, k->middle, w->block_gain, k->block_inverse, dnormed, dx, dx, d->block_gain, s->threads);
 }
@@ -764,8 +768,8 @@ int model_forward(const Shape *s, const Model *w, const float *table, const int6
 }
 
 /* Gradients of all parameters, of those of the two losses; after `model_forward` with `training` in the same memory. */
-int model_backward(const Shape *s, const Model *w, const float *table, const int64_t *token, const int64_t *target,
-                   float *memory, const float *dloss, const float *drouter, Model *d) {
+void model_backward(const Shape *s, const Model *w, const float *table, const int64_t *token, const int64_t *target,
+                    float *memory, const float *dloss, const float *drouter, Model *d) {
     int T = s->B * s->S, D = s->D;
     Kept *kept = malloc((s->layers + 1) * sizeof(Kept)), *last = kept + s->layers;
     Scratch between;
@@ -785,5 +789,4 @@ int model_backward(const Shape *s, const Model *w, const float *table, const int
         SIMD for (int i = 0; i < D; i++) row[i] += dx[(size_t)t * D + i];
     }
     free(kept);
-    return 1;
 }

@@ -59,7 +59,7 @@ def library() -> ctypes.CDLL | None:
     loaded.use_gemm.argtypes, loaded.use_gemm.restype = [pointer], None
     loaded.model_memory.argtypes, loaded.model_memory.restype = [pointer, integer], ctypes.c_size_t
     loaded.model_forward.argtypes = [pointer] * 5 + [integer] + [pointer] * 2
-    loaded.model_backward.argtypes = [pointer] * 9
+    loaded.model_backward.argtypes, loaded.model_backward.restype = [pointer] * 9, None
     loaded.use_gemm(ctypes.cast(product, pointer))
     return loaded
 

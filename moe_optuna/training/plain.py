@@ -1,7 +1,7 @@
 """What a fused sublayer is made of, in torch's operations: pairs of forward and backward, on any device and in float64.
 
-`moe_optuna.training.native` has the same functions in C for float32 on a CPU; this is their fallback, and what tests
-hold them to. ``saved`` is what a backward pass reads, known to its own module only.
+`moe_optuna.training.native` does the same for a whole model in C, in float32 on a CPU; this is its fallback, and what
+tests hold it to. ``saved`` is what a backward pass reads, known to its own function only.
 
 Shapes: B sequences, S context, T = B S tokens, D model width, H query heads, G key and value heads, C head features, R
 rows sorted by expert, E experts, K experts a token, F hidden width, V vocabulary.
