@@ -24,12 +24,13 @@ from numpy.typing import NDArray
 
 from moe_optuna.errors import InputError
 from moe_optuna.training._recipe import Recipe
-from moe_optuna.training._sources import documents, looked_for, source_files
-from moe_optuna.training._vocabulary import Vocabulary, load_vocabulary
+from moe_optuna.training._sources import BUILT_IN, built_in_identity, documents, looked_for, source_files
+from moe_optuna.training._vocabulary import Vocabulary, learn_vocabulary, learned_size, load_vocabulary, read_learned
 
 __all__ = ["Corpus", "cache_folder", "find_text"]
 
-FORMAT = 2
+FORMAT = 3
+_LEARNED = "vocabulary.json"
 _SAME_BYTES = 0.01  # how far the bytes of a text's tokens may be from the text's own, for bits per byte to be told
 Tokens = NDArray[np.unsignedinteger[Any]]
 
@@ -122,9 +123,20 @@ def find_text(recipe: Recipe) -> int:
     Raises:
         InputError: Where either is not there, or the vocabulary cannot be read.
     """
-    if not _tokenised(recipe.data) and recipe.data != "python":  # which is always there
+    learned = learned_size(recipe.vocabulary)
+    if _tokenised(recipe.data):
+        _refuse_learned(recipe.vocabulary)
+    elif recipe.data not in BUILT_IN:  # which are always there
         source_files(recipe.data)
-    return load_vocabulary(recipe.vocabulary).size
+    return learned or load_vocabulary(recipe.vocabulary).size
+
+
+def _refuse_learned(vocabulary: str) -> None:
+    if learned_size(vocabulary):
+        raise InputError(
+            f"{vocabulary!r}, expected 'bytes' or a file: there is no text to learn it from, 'data' holds token ids",
+            where="vocabulary",
+        )
 
 
 def _tokenised(data: str) -> tuple[tuple[Path, int, int], ...]:
@@ -155,22 +167,25 @@ def _prepare(
     cache: str,
     tokenised: tuple[tuple[Path, int, int], ...],
 ) -> Corpus:
-    vocabulary = load_vocabulary(vocabulary_name)
     if tokenised:
+        _refuse_learned(vocabulary_name)
+        vocabulary = load_vocabulary(vocabulary_name)
         return _from_bin(Path(data), [file for file, *_ in tokenised], vocabulary, token_dtype, held_out)
-    root, files = source_files(data)
-    folder = Path(cache) / "corpora" / _key(data, root, files, vocabulary, held_out)
+    vocabulary_or_size = learned_size(vocabulary_name) or load_vocabulary(vocabulary_name)
+    identity = vocabulary_name if isinstance(vocabulary_or_size, int) else vocabulary_or_size.identity
+    files = source_files(data)
+    folder = Path(cache) / "corpora" / _key(data, files, identity, held_out)
     if not (folder / "corpus.json").is_file():
-        _write(folder, data, root, files, vocabulary, held_out)
-    return _read(folder, vocabulary)
+        _write(folder, data, files, vocabulary_or_size, held_out)
+    return _read(folder, vocabulary_or_size)
 
 
-def _key(data: str, root: Path, files: list[Path], vocabulary: Vocabulary, held_out: float) -> str:
+def _key(data: str, files: dict[str, Path], vocabulary: str, held_out: float) -> str:
     """A hash of everything that the prepared corpus depends on."""
-    digest = hashlib.sha256(f"{FORMAT} {vocabulary.identity} {held_out!r} {data == 'python'}".encode())
-    for path in files:
+    digest = hashlib.sha256(f"{FORMAT} {vocabulary} {held_out!r} {built_in_identity(data)}".encode())
+    for name, path in files.items() if data not in BUILT_IN else ():
         content = path.read_bytes()
-        digest.update(f"\n{path.relative_to(root).as_posix()} {len(content)}\n".encode())
+        digest.update(f"\n{name} {len(content)}\n".encode())
         digest.update(content)
     return digest.hexdigest()[:32]
 
@@ -188,41 +203,25 @@ def _are_held_out(names: list[str], share: float) -> list[bool]:
     return sides
 
 
-def _write(folder: Path, data: str, root: Path, files: list[Path], vocabulary: Vocabulary, held_out: float) -> None:
-    """Tokenise into a folder beside `folder` and put it in place by a rename; who comes second throws theirs away."""
-    names: list[str] = []
-    texts: list[NDArray[Any]] = []
-    digest = hashlib.sha256()
-    counted = size = 0
-    for name, text in documents(root, files):
-        tokens = vocabulary.encode(text)
-        counted += int(vocabulary.token_bytes[tokens].sum()) - 1  # the end of a document is none of its bytes
-        size += len(text.encode("utf-8", errors="replace"))
-        digest.update(tokens.tobytes())
-        names.append(name)
-        texts.append(tokens)
-    if len(texts) < 2:
+def _write(folder: Path, data: str, files: dict[str, Path], vocabulary: Vocabulary | int, held_out: float) -> None:
+    """Tokenise into a folder beside `folder` and put it in place by a rename; who comes second throws theirs away.
+
+    A vocabulary of which only the size is given is learned from what is trained on, and lies beside it.
+    """
+    named = dict(documents(data, files))
+    if len(named) < 2:
         raise InputError(
-            f"{len(texts)} document{'s' * (len(texts) != 1)}, expected at least 2, one of them to hold out", where=data
+            f"{len(named)} document{'s' * (len(named) != 1)}, expected at least 2, one of them to hold out", where=data
         )
-    sides: dict[bool, list[NDArray[Any]]] = {False: [], True: []}
-    for tokens, side in zip(texts, _are_held_out(names, held_out), strict=True):
-        sides[side].append(tokens)
-    origin = {
-        "format": FORMAT,
-        "data": data,
-        "content": digest.hexdigest(),
-        "python": platform.python_version(),
-        "documents": {"train": len(sides[False]), "held_out": len(sides[True])},
-        "dtype": "uint16" if vocabulary.size <= 2**16 else "uint32",
-        "bytes_counted": counted / max(size, 1),
-    }
+    held = _are_held_out(list(named), held_out)
     folder.parent.mkdir(parents=True, exist_ok=True)
     unfinished = Path(tempfile.mkdtemp(prefix=".unfinished-", dir=folder.parent))
     try:
-        for side, name in ((False, "train.bin"), (True, "held_out.bin")):
-            np.concatenate(sides[side]).astype(origin["dtype"]).tofile(unfinished / name)  # type: ignore[call-overload]
-        (unfinished / "corpus.json").write_text(json.dumps(origin, indent=1) + "\n", encoding="utf-8")
+        if isinstance(vocabulary, int):
+            trained = (text for text, side in zip(named.values(), held, strict=True) if not side)
+            learn_vocabulary(trained, vocabulary, unfinished / _LEARNED)
+            vocabulary = read_learned(unfinished / _LEARNED)
+        _tokenise(unfinished, data, named, held, vocabulary)
         unfinished.chmod(0o755)
         try:
             unfinished.rename(folder)
@@ -233,7 +232,35 @@ def _write(folder: Path, data: str, root: Path, files: list[Path], vocabulary: V
         shutil.rmtree(unfinished, ignore_errors=True)
 
 
-def _read(folder: Path, vocabulary: Vocabulary) -> Corpus:
+def _tokenise(folder: Path, data: str, named: dict[str, str], held: list[bool], vocabulary: Vocabulary) -> None:
+    """Write the token ids of both sides, and what they were made of."""
+    sides: dict[bool, list[NDArray[Any]]] = {False: [], True: []}
+    digest = hashlib.sha256()
+    counted = size = 0
+    for text, side in zip(named.values(), held, strict=True):
+        tokens = vocabulary.encode(text)
+        counted += int(vocabulary.token_bytes[tokens].sum()) - 1  # the end of a document is none of its bytes
+        size += len(text.encode("utf-8", errors="replace"))
+        digest.update(tokens.tobytes())
+        sides[side].append(tokens)
+    origin = {
+        "format": FORMAT,
+        "data": data,
+        "content": digest.hexdigest(),
+        "python": platform.python_version(),
+        "documents": {"train": len(held) - sum(held), "held_out": sum(held)},
+        "dtype": "uint16" if vocabulary.size <= 2**16 else "uint32",
+        "bytes_counted": counted / max(size, 1),
+    }
+    for side, name in ((False, "train.bin"), (True, "held_out.bin")):
+        np.concatenate(sides[side]).astype(origin["dtype"]).tofile(folder / name)  # type: ignore[call-overload]
+    (folder / "corpus.json").write_text(json.dumps(origin, indent=1) + "\n", encoding="utf-8")
+
+
+def _read(folder: Path, vocabulary: Vocabulary | int) -> Corpus:
+    """What `_write` wrote."""
+    if isinstance(vocabulary, int):
+        vocabulary = read_learned(folder / _LEARNED)
     origin = json.loads((folder / "corpus.json").read_text(encoding="utf-8"))
     if origin.get("format") != FORMAT:
         raise InputError(f"format {origin.get('format')!r}, expected {FORMAT}", where=folder)

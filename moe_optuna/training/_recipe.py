@@ -29,11 +29,13 @@ class Recipe:
     """What every trial of a search shares; the ``[training]`` table of a search space.
 
     Attributes:
-        data: ``"python"`` (the standard library's sources), a folder of text files or one of them (``.txt``, ``.md``,
+        data: ``"docs"`` (what the standard library and five packages, numpy among them, say about themselves, 20 MB),
+            ``"python"`` (the standard library's sources), a folder of text files or one of them (``.txt``, ``.md``,
             ``.py`` and the like, in UTF-8; of a ``.jsonl`` file the string ``text`` of each line is a document), a
             ``.bin`` file of token ids, a folder with ``train.bin`` and ``val.bin``, or a folder that `datasets` saved,
             with a column ``text`` (of several splits ``train``). A relative path is relative to the current folder.
-        vocabulary: ``"bytes"`` or a vocabulary file of `tokenizers` (``.json``) or `tiktoken` (``.tiktoken``).
+        vocabulary: ``"bytes"``, ``"bpe-<size>"`` (byte pairs, learned from the text that is trained on; `size` token
+            ids), or a vocabulary file of `tokenizers` (``.json``) or `tiktoken` (``.tiktoken``).
         token_dtype: Integers of a ``.bin`` file, ``uint16`` or ``uint32``.
         held_out: Share of the documents that is never trained on.
         document_mask: Whether a token attends within its own document only, where a window spans several.
@@ -56,7 +58,7 @@ class Recipe:
             of parameters, gradients and moments, for models that one device cannot hold.
     """
 
-    data: str = "python"
+    data: str = "docs"
     vocabulary: str = "bytes"
     token_dtype: str = "uint16"
     held_out: float = 0.05

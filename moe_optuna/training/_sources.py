@@ -1,20 +1,28 @@
-"""Where text comes from: the standard library's sources, folders of text, ``.jsonl`` files, `datasets` on disk."""
+"""Where text comes from: what is on every machine, folders of text, ``.jsonl`` files, `datasets` on disk."""
 
 from __future__ import annotations
 
+import ast
 import json
+import sys
 import sysconfig
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 
 from moe_optuna.errors import InputError
 
-__all__ = ["documents", "looked_for", "source_files"]
+__all__ = ["BUILT_IN", "built_in_identity", "documents", "looked_for", "source_files"]
 
+BUILT_IN = ("docs", "python")
+"""Texts that are on every machine: the docstrings of the standard library and of `_PACKAGES`; the former's sources."""
 TEXT_SUFFIXES = frozenset(
     (".txt", ".md", ".rst", ".py", ".tex", ".html", ".c", ".h", ".cpp", ".rs", ".go", ".java", ".js", ".ts", ".jsonl")
 )
 _KINDS = " ".join(sorted(TEXT_SUFFIXES))
+_PACKAGES = {"numpy": "numpy", "scipy": "scipy", "sklearn": "scikit-learn", "sympy": "sympy", "networkx": "networkx"}
+"""What this package needs, directly or through torch, and documents itself in many words: module and distribution."""
 _LEFT_OUT = frozenset(
     # Tests repeat themselves and hold binary-like data; `encodings` are tables; the rest is not the library's own.
     ("test", "tests", "idle_test", "encodings", "site-packages", "dist-packages", "__pycache__", "_bundled")
@@ -23,37 +31,63 @@ _FEW_DOCUMENTS = 20
 _PIECE = 16_384
 
 
-def source_files(data: str) -> tuple[Path, list[Path]]:
-    """The folder that `data` names and its text files, by sorted path.
+def source_files(data: str) -> dict[str, Path]:
+    """The text files that `data` names, by the name of the document that each holds, in the order of names.
 
     Raises:
         InputError: Where there is no such file or folder, or none of text.
     """
-    if data == "python":
-        root = Path(sysconfig.get_paths()["stdlib"])
-        files = [
-            path
-            for path in root.rglob("*.py")
-            if not _LEFT_OUT & set(path.relative_to(root).parts) and not path.name.startswith("_sysconfigdata")
-        ]
+    if data in BUILT_IN:
+        files = _modules(Path(sysconfig.get_paths()["stdlib"]))
+        if data == "docs":
+            for module in _PACKAGES:
+                files |= _modules(_folder(module), module)
+        return dict(sorted(files.items()))
+    root = Path(data)
+    if root.is_file():
+        if root.suffix and root.suffix not in TEXT_SUFFIXES:  # a .gz or .npy would be trained on as it stands
+            raise InputError(f"{data!r}, expected a file of text ({_KINDS}) or of token ids (.bin)", where="data")
+        return {root.name: root}
+    if not root.is_dir():
+        raise InputError(
+            f"{data!r}{looked_for(root)}, expected {', '.join(map(repr, BUILT_IN))} or an existing file or folder",
+            where="data",
+        )
+    if (root / "dataset_dict.json").is_file():  # several splits: the one to train on
+        root = root / "train"
+    if (root / "state.json").is_file():
+        paths = list(root.glob("*.arrow"))
     else:
-        root = Path(data)
-        if root.is_file():
-            if root.suffix and root.suffix not in TEXT_SUFFIXES:  # a .gz or .npy would be trained on as it stands
-                raise InputError(f"{data!r}, expected a file of text ({_KINDS}) or of token ids (.bin)", where="data")
-            return root.parent, [root]
-        if not root.is_dir():
-            raise InputError(
-                f"{data!r}{looked_for(root)}, expected 'python' or an existing file or folder", where="data"
-            )
-        if (root / "dataset_dict.json").is_file():  # several splits: the one to train on
-            root = root / "train"
-        if (root / "state.json").is_file():
-            return root, sorted(root.glob("*.arrow"))
-        files = [path for path in root.rglob("*") if path.suffix in TEXT_SUFFIXES and path.is_file()]
-    if not files:
+        paths = [path for path in root.rglob("*") if path.suffix in TEXT_SUFFIXES and path.is_file()]
+    if not paths:
         raise InputError(f"{data!r} holds no text files ({_KINDS})", where="data")
-    return root, sorted(files, key=lambda path: path.relative_to(root).as_posix())
+    return dict(sorted((path.relative_to(root).as_posix(), path) for path in paths))
+
+
+def _modules(root: Path, prefix: str = "") -> dict[str, Path]:
+    """The modules below a folder."""
+    relative = {path: path.relative_to(root) for path in root.rglob("*.py")}
+    return {
+        (prefix / name).as_posix(): path
+        for path, name in relative.items()
+        if not _LEFT_OUT & set(name.parts) and not path.name.startswith("_sysconfigdata")
+    }
+
+
+def _folder(module: str) -> Path:
+    """Where a package lies, without importing it."""
+    spec = find_spec(module)
+    if spec is None or not spec.submodule_search_locations:
+        raise InputError(f"'docs' needs the package {_PACKAGES[module]!r}, which is not installed", where="data")
+    return Path(spec.submodule_search_locations[0])
+
+
+def built_in_identity(data: str) -> str | None:
+    """What a built-in text is, by versions; ``None`` of one that only its files tell."""
+    if data not in BUILT_IN:
+        return None
+    packages = [f"{name} {version(name)}" for name in _PACKAGES.values()] if data == "docs" else []
+    return " ".join([data, f"python {sys.version}", *packages])
 
 
 def looked_for(path: Path) -> str:
@@ -61,11 +95,11 @@ def looked_for(path: Path) -> str:
     return "" if path.is_absolute() else f" (looked for {path.absolute()})"
 
 
-def documents(root: Path, files: list[Path]) -> Iterator[tuple[str, str]]:
-    """Pairs of a document's name and text. A line of a ``.jsonl`` file is a document; where there are fewer than 20
-    documents, long ones are cut at line ends, and within lines that are long themselves, so that some can be held
-    out."""
-    whole = list(_whole(root, files))
+def documents(data: str, files: Mapping[str, Path]) -> Iterator[tuple[str, str]]:
+    """Pairs of a document's name and text, of what `source_files` found. A line of a ``.jsonl`` file is a document;
+    where there are fewer than 20 documents, long ones are cut at line ends, and within lines that are long themselves,
+    so that some can be held out."""
+    whole = list(_whole(data, files))
     if len(whole) >= _FEW_DOCUMENTS:
         yield from whole
         return
@@ -74,13 +108,13 @@ def documents(root: Path, files: list[Path]) -> Iterator[tuple[str, str]]:
             yield f"{name}#{number}", piece
 
 
-def _whole(root: Path, files: list[Path]) -> Iterator[tuple[str, str]]:
-    if files and files[0].suffix == ".arrow":
-        yield from _rows(root)
+def _whole(data: str, files: Mapping[str, Path]) -> Iterator[tuple[str, str]]:
+    first = next(iter(files.values()))
+    if first.suffix == ".arrow":
+        yield from _rows(first.parent)
         return
-    for path in files:
-        name = path.relative_to(root).as_posix()
-        text = _text(path)
+    for name, path in files.items():
+        text = _docstrings(path) if data == "docs" else _text(path)
         if path.suffix != ".jsonl":
             if text.strip():
                 yield name, text
@@ -94,7 +128,7 @@ def _whole(root: Path, files: list[Path]) -> Iterator[tuple[str, str]]:
                 content = None
             if not isinstance(content, str):
                 raise InputError("expected a JSON object with a string at the key 'text'", where=f"{path}:{number}")
-            yield f"{name}:{number}", content
+            yield f"{name}:{number}", content.encode("utf-8", errors="replace").decode()  # half a surrogate pair
 
 
 def _text(path: Path) -> str:
@@ -112,6 +146,23 @@ def _text(path: Path) -> str:
     if "\0" in text:
         raise InputError("holds a zero byte, expected text in UTF-8", where=path)
     return text
+
+
+def _docstrings(path: Path) -> str:
+    """What a module says about itself and its classes and functions; nothing where it is no module of this Python."""
+    try:
+        tree = ast.parse(path.read_bytes())
+    except (OSError, SyntaxError, ValueError, RecursionError):
+        return ""
+    found: list[str] = []
+    nodes: list[ast.AST] = [tree]
+    while nodes:
+        node = nodes.pop()
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            found.append(ast.get_docstring(node) or "")
+        for block in ("finalbody", "orelse", "handlers", "body"):  # reversed: the last is taken first
+            nodes += reversed(getattr(node, block, ()))
+    return "\n\n".join(filter(None, found))
 
 
 def _rows(folder: Path) -> Iterator[tuple[str, str]]:

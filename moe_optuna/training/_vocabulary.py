@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,10 +14,11 @@ from numpy.typing import NDArray
 
 from moe_optuna.errors import InputError
 
-__all__ = ["Vocabulary", "load_vocabulary"]
+__all__ = ["Vocabulary", "learn_vocabulary", "learned_size", "load_vocabulary", "read_learned"]
 
 SEPARATOR = 0
 """The byte that ends a document; text does not hold it."""
+_ENDS = ("<|endoftext|>", "</s>", "<eos>", "<|end_of_text|>")
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,42 @@ class Vocabulary:
     token_bytes: NDArray[np.int64]
 
 
+def learned_size(name: str) -> int | None:
+    """Token ids of ``"bpe-<size>"``, the vocabulary that is learned from the text itself; ``None`` of any other.
+
+    Raises:
+        InputError: Where it is too small to hold every byte and the end of a document.
+    """
+    if (match := re.fullmatch(r"bpe-(\d+)", name)) is None:
+        return None
+    if (size := int(match[1])) <= 256:
+        raise InputError(f"{name!r}, expected more than 256 token ids", where="vocabulary")
+    return size
+
+
+def learn_vocabulary(texts: Iterable[str], size: int, file: Path) -> None:
+    """Write the byte-pair encoding of some texts, with `size` token ids, as a `tokenizers` file. The same texts in the
+    same order give the same file."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=size,
+        special_tokens=[_ENDS[0]],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    tokenizer.save(str(file))
+
+
+def read_learned(file: Path) -> Vocabulary:
+    """What `learn_vocabulary` wrote."""
+    return _tokenizers(file, hashlib.sha256(file.read_bytes()).hexdigest())
+
+
 def load_vocabulary(name: str) -> Vocabulary:
     """``"bytes"``, or the vocabulary in a file: `tokenizers`' ``.json`` or tiktoken's ``.tiktoken`` ranks.
 
@@ -49,7 +86,7 @@ def load_vocabulary(name: str) -> Vocabulary:
         return Vocabulary("bytes", 256, SEPARATOR, _encode_bytes, np.ones(256, dtype=np.int64))
     path = Path(name)
     if not path.is_file():
-        raise InputError(f"{name!r}, expected 'bytes' or a file", where="vocabulary")
+        raise InputError(f"{name!r}, expected 'bytes', 'bpe-<size>' or a file", where="vocabulary")
     content = path.read_bytes()
     identity = f"{path.suffix}:{hashlib.sha256(content).hexdigest()}"
     if path.suffix == ".json":
@@ -65,10 +102,8 @@ def _encode_bytes(text: str) -> NDArray[np.integer]:
 
 
 def _tokenizers(path: Path, identity: str) -> Vocabulary:
-    try:
-        from tokenizers import Tokenizer
-    except ImportError:
-        raise InputError("needs the package 'tokenizers', which is not installed", where=path) from None
+    from tokenizers import Tokenizer
+
     try:
         tokenizer = Tokenizer.from_file(str(path))
     except Exception as error:  # the package raises bare exceptions of its own
@@ -76,7 +111,7 @@ def _tokenizers(path: Path, identity: str) -> Vocabulary:
         raise InputError(f"not a tokenizers file: {reason}", where=path) from None
     known = tokenizer.get_vocab(with_added_tokens=True)
     size = max(known.values()) + 1
-    ends = [known[token] for token in ("<|endoftext|>", "</s>", "<eos>", "<|end_of_text|>") if token in known]
+    ends = [known[token] for token in _ENDS if token in known]
     end = ends[0] if ends else size
     size = max(size, end + 1)
     token_bytes = np.ones(size, dtype=np.int64)

@@ -225,10 +225,10 @@ def test_the_laws_of_a_search_find_its_space(finished, capsys):
         ({"space": tiny_space(target=1e20)}, r"1e\+20 FLOPs"),
         (
             {"space": tiny_space(training={"data": "/no/such/text"})},
-            "'/no/such/text', expected 'python' or an existing",
+            "'/no/such/text', expected 'docs', 'python' or an existing",
         ),
         ({"space": tiny_space(training={"data": "/no/such.bin"})}, "/no/such.bin: no such file"),
-        ({"space": tiny_space(training={"vocabulary": "no.json"})}, "vocabulary: 'no.json', expected 'bytes' or a"),
+        ({"space": tiny_space(training={"vocabulary": "no.json"})}, "vocabulary: 'no.json', expected 'bytes', 'bpe-<size>' or a"),
         (
             {"space": with_vocabulary(255)},
             r"tiny: \[dimensions\] vocab_size: 255, expected at least the text's 256 token ids",

@@ -140,7 +140,7 @@ def test_a_text_that_has_changed_is_refused(executor, phase, tmp_path):
     executor.send(0, {"run": task(phase, tmp_path) | {"text": "0" * 64}})
     _, end = talk(executor)
     assert end["failed"]["kind"] == "input"
-    assert "python: the text has changed" in end["failed"]["reason"]
+    assert "docs: the text has changed" in end["failed"]["reason"]
 
 
 def test_the_objective_in_a_study_of_ones_own(phase):

@@ -1,11 +1,14 @@
 """Text of every kind to tokens: what is trained on, what is held out, and bad files told in one line."""
 
+import argparse
 import hashlib
+import inspect
 import json
 import math
 import os
 import re
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +16,9 @@ import numpy as np
 import pytest
 
 from moe_optuna.errors import InputError
-from moe_optuna.training import Corpus, Recipe, prepare
+from moe_optuna.training import Corpus, Recipe, find_text, prepare
 from moe_optuna.training._corpus import _prepare
-from moe_optuna.training._sources import _PIECE, _pieces
+from moe_optuna.training._sources import _PIECE, _pieces, documents, source_files
 from moe_optuna.training._vocabulary import load_vocabulary
 
 TEXT = "Größe: 3 × 4 = 12 → naïve café, the cat sat on the mat. " * 3
@@ -72,6 +75,17 @@ def test_what_unicode_calls_a_line_end_ends_no_document(tmp_path: Path) -> None:
     assert 0xEF not in prepare(Recipe(data=str(tmp_path / "all.txt"))).train
 
 
+def test_half_a_surrogate_pair_is_a_question_mark(tmp_path: Path) -> None:
+    """JSON may hold one, UTF-8 may not; whatever the vocabulary."""
+    lines = [json.dumps({"text": f"document {number}: \ud83d"}) for number in range(30)]
+    (tmp_path / "all.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    for vocabulary in ("bytes", "bpe-260"):
+        corpus = prepare(Recipe(data=str(tmp_path / "all.jsonl"), vocabulary=vocabulary, held_out=0.2))
+        assert corpus.bits_per_byte(1.0, corpus.held_out_windows(8, 2)) is not None
+        if vocabulary == "bytes":
+            assert documents_of(corpus.train) <= {f"document {number}: ?".encode() for number in range(30)}
+
+
 def test_one_long_text_is_cut_at_line_ends(tmp_path: Path) -> None:
     text = "".join(f"line {number} of a long text\n" for number in range(20_000))
     (tmp_path / "long.txt").write_text(text, encoding="utf-8")
@@ -122,13 +136,29 @@ def test_only_lines_longer_than_a_piece_are_cut(longest: int, end: str) -> None:
         assert pieces == expected
 
 
-def test_the_built_in_corpus() -> None:
-    corpus = prepare(Recipe())
+def test_the_sources_of_the_standard_library() -> None:
+    corpus = prepare(Recipe(data="python"))
     assert len(corpus.train) > 5_000_000
     assert 0.02 < len(corpus.held_out) / len(corpus.train) < 0.2
     assert isinstance(corpus.train, np.memmap)
     assert corpus.vocab_size == 256
     assert any(b"def " in document for document in documents_of(corpus.held_out))
+
+
+def test_documentation_is_what_python_itself_calls_it() -> None:
+    """Of a module, its classes, their methods and functions within functions; no code, and nothing twice."""
+    files = source_files("docs")
+    assert {"numpy/ma/core.py", "scipy/optimize/_minimize.py"} <= set(files)
+    for name, module, said in (
+        ("json/decoder.py", json.decoder, [json.JSONDecoder, json.JSONDecoder.decode, json.JSONDecodeError]),
+        ("argparse.py", argparse, [argparse, argparse.ArgumentParser, argparse.Namespace, argparse.FileType]),
+    ):
+        assert files[name] == Path(inspect.getsourcefile(module) or "")
+        ((_, text), *rest) = documents("docs", {name: files[name]})
+        assert not rest or name == "argparse.py"
+        text += "".join(piece for _, piece in rest)
+        assert [text.count(inspect.getdoc(thing) or "nothing") for thing in said] == [1] * len(said)
+        assert not re.search(r"^(def|class|import) ", text, re.MULTILINE)
 
 
 @pytest.mark.parametrize("dtype", ["uint16", "uint32"])
@@ -256,6 +286,28 @@ def test_bits_per_byte_of_a_vocabulary(tmp_path: Path, folder: Path) -> None:
     assert plain.bits_per_byte(math.log(2), plain.held_out_windows(32, 5)) == pytest.approx(1.0)
 
 
+def test_a_vocabulary_is_learned_from_what_is_trained_on(folder: Path, tmp_path: Path) -> None:
+    """Not from what is held out; it gives the text back, in fewer tokens, and the same every time."""
+    tokenizers = pytest.importorskip("tokenizers")
+    recipe = Recipe(data=str(folder), vocabulary="bpe-300", held_out=0.25)
+    held = documents_of(prepare(replace(recipe, vocabulary="bytes")).held_out)
+    corpus = prepare(recipe)
+    assert find_text(recipe) == corpus.vocab_size == 300
+    assert corpus.bits_per_byte(math.log(2), corpus.held_out_windows(32, 5)) < 1
+    (file,) = (tmp_path / "cache").rglob("vocabulary.json")
+    before, tokenizer = file.read_bytes(), tokenizers.Tokenizer.from_file(str(file))
+    ends = np.flatnonzero(corpus.held_out == corpus.end)
+    texts = {tokenizer.decode(part[part != corpus.end]).encode() for part in np.split(corpus.held_out, ends + 1)[:-1]}
+    assert texts == held
+    changed = next(path for path in folder.glob("*.txt") if path.read_bytes() in held)
+    changed.write_text("an utterly different quotation, " * 50, encoding="utf-8")
+    _prepare.cache_clear()
+    prepare(recipe)
+    files = set((tmp_path / "cache").rglob("vocabulary.json"))
+    assert len(files) == 2
+    assert {path.read_bytes() for path in files} == {before}
+
+
 def test_bits_per_byte_are_unknown_where_a_tokenizer_drops_bytes(tmp_path: Path, folder: Path) -> None:
     """Words without the spaces between them: their bytes are fewer than the text's."""
     tokenizers = pytest.importorskip("tokenizers")
@@ -337,7 +389,7 @@ def bad_folder(path: Path) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("recipe", "expected"),
     [
-        ({"data": "missing"}, "data: .*missing.*expected 'python' or an existing file or folder"),
+        ({"data": "missing"}, "data: .*missing.*expected 'docs', 'python' or an existing file or folder"),
         ({"data": "missing.bin"}, "data: .*expected an existing file"),
         ({"data": "empty"}, "data: .*holds no text files"),
         ({"data": "blank.txt"}, "blank.txt: 0 documents, expected at least 2"),
@@ -351,7 +403,7 @@ def bad_folder(path: Path) -> dict[str, Any]:
         ({"data": "wide"}, r"wide: holds a zero byte, expected text in UTF-8"),
         ({"data": "packed.jsonl.gz"}, r"packed.jsonl.gz', expected a file of text \(.c .* .txt\) or .* \(.bin\)"),
         ({"data": "list.json"}, r"list.json', expected a file of text"),
-        ({"vocabulary": "missing.json"}, "vocabulary: .*expected 'bytes' or a file"),
+        ({"vocabulary": "missing.json"}, "vocabulary: .*expected 'bytes', 'bpe-<size>' or a file"),
         ({"vocabulary": "vocabulary.model"}, r"vocabulary: .*expected a .json \(tokenizers\) or .tiktoken file"),
         ({"vocabulary": "broken.json"}, "not a tokenizers file"),
         ({"vocabulary": "broken.tiktoken"}, "not a tiktoken file|needs the package 'tiktoken'"),
@@ -363,6 +415,15 @@ def test_bad_files_are_told_in_one_line(tmp_path: Path, recipe: dict[str, str], 
     with pytest.raises(InputError, match=expected) as caught:
         prepare(Recipe(**{key: str(tmp_path / value) for key, value in recipe.items()}))
     assert "\n" not in str(caught.value)
+
+
+def test_a_vocabulary_that_cannot_be_learned(tmp_path: Path) -> None:
+    np.arange(4000, dtype=np.uint16).tofile(tmp_path / "x.bin")
+    for prepared in (prepare, find_text):
+        with pytest.raises(InputError, match="vocabulary: 'bpe-300', expected 'bytes' or a file: there is no text"):
+            prepared(Recipe(data=str(tmp_path / "x.bin"), vocabulary="bpe-300"))
+        with pytest.raises(InputError, match="vocabulary: 'bpe-256', expected more than 256 token ids"):
+            prepared(Recipe(vocabulary="bpe-256"))
 
 
 @pytest.mark.parametrize("name", ["nowhere", "nowhere.txt", "nowhere.bin"])

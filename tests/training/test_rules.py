@@ -11,7 +11,7 @@ from moe_optuna.errors import InputError
 from moe_optuna.training import Recipe
 from moe_optuna.training.model import MoELanguageModel
 from moe_optuna.training.parameters import parameter_groups
-from moe_optuna.training.rules import Hyperparameters, hyperparameters
+from moe_optuna.training.rules import EMBEDDING_FACTOR, Hyperparameters, hyperparameters
 
 Build = Callable[..., MoEArchitecture]
 
@@ -49,16 +49,19 @@ def test_the_same_for_every_architecture_but_for_widths(architecture: Build) -> 
 
 
 def test_rates_by_fan_in(architecture: Build) -> None:
-    """A quarter of the fan-in doubles the rate; what is not a matrix has the rule's rate and no weight decay."""
+    """A quarter of the fan-in doubles the rate; what is not a matrix has the rule's rate and no weight decay, an
+    embedding a multiple of it unless it is the head as well."""
     model = MoELanguageModel(architecture(d_model=64, d_expert=16))
+    tied = MoELanguageModel(architecture(tied_embeddings=True))
     hyper = hyperparameters(model.architecture, compute=1e12, tokens=10**6, recipe=Recipe())
     found = {id(p): g for g in parameter_groups(model, hyper) for p in g["params"]}
     assert len(found) == sum(1 for _ in model.parameters())
     experts, norm = model.layers[1].block.experts, model.norm.gain
     wide, narrow = found[id(experts.gate_up_EGD)], found[id(experts.down_EDF)]
     assert narrow["lr"] == pytest.approx(2 * wide["lr"])
-    for plain in (norm, model.embedding.weight):
-        assert found[id(plain)]["lr"] == hyper.learning_rate
+    found |= {id(p): g for g in parameter_groups(tied, hyper) for p in g["params"]}
+    for plain, factor in ((norm, 1), (tied.embedding.weight, 1), (model.embedding.weight, EMBEDDING_FACTOR)):
+        assert found[id(plain)]["lr"] == pytest.approx(factor * hyper.learning_rate)
         assert found[id(plain)]["weight_decay"] == 0
     assert wide["weight_decay"] == 0.1
 
