@@ -54,7 +54,7 @@ Step = Callable[[], Any]
 
 
 def architecture(d: int, dense: int, moe: int, heads: int, kv: int, d_head: int, expert: int, experts: int, top_k: int,
-                 context: int = 256, vocab: int = 256) -> MoEArchitecture:  # fmt: skip
+                 context: int = 256, vocab: int = 1024) -> MoEArchitecture:  # fmt: skip
     """Dimensions as in the ready search spaces: dense width 3 d, one shared expert, QK norm."""
     return MoEArchitecture(
         d_model=d, n_dense_layers=dense, n_moe_layers=moe, n_heads=heads, n_kv_heads=kv, d_head=d_head, d_dense=3 * d,
@@ -72,7 +72,7 @@ CPU = {
 # The rule of `moe_optuna.training.rules` asks for fewer sequences at the sizes of `cpu`, in "trial".
 SIZES: dict[str, tuple[MoEArchitecture, int]] = {
     **{name: (a, sequences) for (name, a), sequences in zip(CPU.items(), (4, 8, 11), strict=True)},
-    **{f"{name} trial": (a, sequences) for (name, a), sequences in zip(CPU.items(), (1, 2, 3), strict=True)},
+    **{f"{name} trial": (a, sequences) for (name, a), sequences in zip(CPU.items(), (2, 3, 4), strict=True)},
     "lab-1": (architecture(96, 1, 3, 4, 2, 32, 64, 64, 4, context=512), 8),
     "lab-2": (architecture(144, 2, 5, 8, 4, 32, 48, 64, 4, context=512), 8),
     "lab-3": (architecture(208, 2, 9, 8, 4, 64, 48, 64, 4, context=512), 4),

@@ -30,7 +30,7 @@ from moe_optuna.training.rules import Hyperparameters, hyperparameters
 
 __all__ = ["train"]
 
-FORMAT = 4
+FORMAT = 5
 _FILE = "training.pt"
 
 

@@ -12,7 +12,7 @@ from torch import nn
 
 from moe_optuna.training.attention import Attention
 from moe_optuna.training.model import MoELanguageModel
-from moe_optuna.training.rules import Hyperparameters, rate_factor
+from moe_optuna.training.rules import EMBEDDING_FACTOR, Hyperparameters, rate_factor
 
 __all__ = ["initialise", "parameter_groups"]
 
@@ -70,9 +70,11 @@ def _match(attention: Attention, context_length: int) -> None:
 def parameter_groups(model: MoELanguageModel, hyper: Hyperparameters) -> list[dict[str, Any]]:
     """AdamW's groups: parameters with one learning rate and one weight decay; ``rate`` is the peak of the schedule."""
     groups: dict[tuple[float, float], list[nn.Parameter]] = defaultdict(list)
-    for _, parameter, fan_in in fan_ins(model):
+    for name, parameter, fan_in in fan_ins(model):
         decay = hyper.weight_decay if fan_in is not None else 0.0
-        groups[hyper.learning_rate * rate_factor(fan_in), decay].append(parameter)
+        untied = name == "embedding.weight" and not model.architecture.tied_embeddings
+        factor = EMBEDDING_FACTOR if untied else rate_factor(fan_in)
+        groups[hyper.learning_rate * factor, decay].append(parameter)
     return [
         {"params": parameters, "lr": rate, "rate": rate, "weight_decay": decay}
         for (rate, decay), parameters in sorted(groups.items(), key=lambda item: item[0])

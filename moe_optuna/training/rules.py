@@ -7,10 +7,12 @@ sequences, devices or a recipe may make the batch another; the rate goes with it
 (arXiv:2205.10287). Widths enter by initialisation and by a rate a tensor::
 
     learning rate of a matrix  =  rate(C) * sqrt(reference fan-in / fan-in)
-    learning rate of the rest  =  rate(C)                       (embeddings, gains, biases)
+    learning rate of embeddings = 12 rate(C)                    (tied to the head: rate(C))
+    learning rate of the rest  =  rate(C)                       (gains, biases)
     initial standard deviation =  1 / sqrt(fan-in), of output projections also / sqrt(2 L), of router and head a tenth
 
-muP for mixtures of experts (arXiv:2508.09752) has the fan-in itself in place of its root. Coefficients were chosen at
+muP for mixtures of experts (arXiv:2508.09752) has the fan-in itself in place of its root. A token's embedding is moved
+when the token comes up alone, as seldom as the vocabulary is large, hence its higher rate. Coefficients were chosen at
 the budgets of the `cpu` space, on few seeds: `docs/training.md` says what is shown and what is not.
 """
 
@@ -23,9 +25,11 @@ from moe_optuna.architecture import MoEArchitecture
 from moe_optuna.errors import InputError
 from moe_optuna.training._recipe import Recipe
 
-__all__ = ["REFERENCE_FAN_IN", "Hyperparameters", "hyperparameters", "rate_factor"]
+__all__ = ["EMBEDDING_FACTOR", "REFERENCE_FAN_IN", "Hyperparameters", "hyperparameters", "rate_factor"]
 
 REFERENCE_FAN_IN = 64
+EMBEDDING_FACTOR = 12.0
+"""Learning rate of an embedding that is not the head as well, as a multiple of the rule's."""
 _ANCHOR = 1e11  # FLOPs at which the coefficients below are read
 
 
@@ -87,9 +91,9 @@ def hyperparameters(
         float(compute),
         architecture.context_length,
     )  # numpy's numbers would not be read from a checkpoint
-    batch = 256 * (compute / _ANCHOR) ** 0.3644
+    batch = 384 * (compute / _ANCHOR) ** 0.3644
     sequences = max(1, round((recipe.batch_tokens or batch) / context / multiple)) * multiple
-    rate = 6.5e-3 * (compute / _ANCHOR) ** -0.1529 * (sequences * context / batch) ** 0.5
+    rate = 8e-3 * (compute / _ANCHOR) ** -0.1529 * (sequences * context / batch) ** 0.5
     steps = max(1, round(tokens / (sequences * context)))
     return Hyperparameters(
         learning_rate=recipe.learning_rate or rate,
