@@ -51,9 +51,8 @@ Parents = Sequence[optuna.Study]
 PRUNERS: dict[str, Callable[[int, Parents], BasePruner]] = {
     "Band": lambda points, parents: BandPruner(parents=parents),
     "Band (0.999)": lambda points, parents: BandPruner(probability=0.999, parents=parents),
-    "Band (0.99)": lambda points, parents: BandPruner(probability=0.99, parents=parents),
-    "Band (0.97)": lambda points, parents: BandPruner(probability=0.97, parents=parents),
     "Band (0.95)": lambda points, parents: BandPruner(probability=0.95, parents=parents),
+    "Band, longer warm-up": lambda points, parents: BandPruner(warmup=0.25, parents=parents),
     "Band, no warm-up": lambda points, parents: BandPruner(warmup=0.0, parents=parents),
     "Band, no parents": lambda points, parents: BandPruner(),
     "Median": lambda points, parents: MedianPruner(),

@@ -68,14 +68,15 @@ CPU = {
     "cpu-3": architecture(32, 1, 4, 2, 1, 16, 32, 16, 2, context=128),
 }
 # Name: architecture, sequences a step. Of the middle of a space's lattices: `cpu` at 2e10, 1e11 and 2.4e11 FLOPs, `lab`
-# at 1e13, 1e14 and 1e15, with at most 4096 tokens; `holistic` at 1e18, with a shorter context and a small vocabulary.
+# at 1e13, 1e14 and 1e15, with at most 4096 tokens and bytes; `holistic` at 1e18, with a shorter context and a small
+# vocabulary.
 # The rule of `moe_optuna.training.rules` asks for fewer sequences at the sizes of `cpu`, in "trial".
 SIZES: dict[str, tuple[MoEArchitecture, int]] = {
     **{name: (a, sequences) for (name, a), sequences in zip(CPU.items(), (4, 8, 11), strict=True)},
     **{f"{name} trial": (a, sequences) for (name, a), sequences in zip(CPU.items(), (2, 3, 4), strict=True)},
-    "lab-1": (architecture(96, 1, 3, 4, 2, 32, 64, 64, 4, context=512), 8),
-    "lab-2": (architecture(144, 2, 5, 8, 4, 32, 48, 64, 4, context=512), 8),
-    "lab-3": (architecture(208, 2, 9, 8, 4, 64, 48, 64, 4, context=512), 4),
+    "lab-1": (architecture(96, 1, 3, 4, 2, 32, 64, 64, 4, context=512, vocab=256), 8),
+    "lab-2": (architecture(144, 2, 5, 8, 4, 32, 48, 64, 4, context=512, vocab=256), 8),
+    "lab-3": (architecture(208, 2, 9, 8, 4, 64, 48, 64, 4, context=512, vocab=256), 4),
     "holistic-1": (architecture(720, 3, 6, 4, 2, 64, 48, 288, 8, context=1024, vocab=8192), 1),
 }
 

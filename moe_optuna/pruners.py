@@ -172,11 +172,11 @@ class BandPruner(BasePruner):
     def __init__(
         self,
         *,
-        probability: float = 0.98,
+        probability: float = 0.99,
         band: float = BAND,
         noise: float | None = None,
         n_startup_trials: int = 2,
-        warmup: float = 0.25,
+        warmup: float = 0.125,
         parents: Sequence[Study] = (),
     ) -> None:
         if not 0.5 <= probability < 1:
