@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -228,6 +229,8 @@ class BandPruner(BasePruner):
         last = max(max(curve) for curve, _ in finished)
         if step <= self._warmup * last or step >= last:  # at the last report nothing is left to save
             return False
+        if _has_just_risen(trial.intermediate_values):
+            return False
         parents, scatters, budgets = self._inherited
         own = study.user_attrs.get("compute")
         sisters = [each for each, budget in zip(parents, budgets, strict=True) if own is not None and budget == own]
@@ -269,6 +272,14 @@ def finished_curves(trials: Sequence[FrozenTrial]) -> list[Run]:
         and trial.value is not None
         and _positive(trial.value)
     ]
+
+
+def _has_just_risen(curve: Curve) -> bool:
+    """Whether the last loss is above the one before, which was not: early on, a curve that stands still for a report is
+    soon far behind, and a spike passes."""
+    losses = [curve[step] for step in sorted(curve)]
+    rises = [later > earlier for earlier, later in pairwise(losses)]
+    return rises[-1:] == [True] and rises[-2:-1] != [True]
 
 
 def _scatter(trials: Sequence[FrozenTrial]) -> tuple[float, int]:

@@ -258,6 +258,18 @@ def test_stops_nothing_in_the_first_part_but_what_is_no_number(warmup: float) ->
     assert nan.last_step == 1
 
 
+@pytest.mark.parametrize(("lasts", "state"), [(1, "COMPLETE"), (2, "PRUNED")])
+def test_a_first_rise_is_waited_for(lasts: int, state: str) -> None:
+    """Early on, where losses fall fast: to stand still for one report is a spike, for two it is not."""
+    grid = np.arange(1, POINTS + 1)
+    falls = 3.0 * np.exp(np.outer([0, *np.linspace(0.02, 0.1, 7)], np.ones(POINTS)) + 3 * (1 / grid - 1 / POINTS))
+    best, *finished = ((dict(enumerate(fall.tolist(), start=1)), float(fall[-1])) for fall in falls)
+    step = POINTS // 8 + 1
+    spiked = best[0] | {step + later: 2 * best[0][1] for later in range(lasts)}
+    *_, trial = run_study(BandPruner(), [*finished, (spiked, best[1])])
+    assert trial.state.name == state
+
+
 @pytest.mark.parametrize(("spread", "state"), [(0.001, "PRUNED"), (0.2, "COMPLETE")])
 def test_repeats_of_the_parents_say_how_lucky_the_best_may_be(spread: float, state: str) -> None:
     parent = optuna.create_study()
