@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from moe_optuna.errors import InputError
 from moe_optuna.training._recipe import Recipe
 from moe_optuna.training._sources import BUILT_IN, built_in_identity, documents, looked_for, source_files
-from moe_optuna.training._vocabulary import Vocabulary, learn_vocabulary, learned_size, load_vocabulary, read_learned
+from moe_optuna.training._vocabulary import Vocabulary, learn_vocabulary, learned_size, load_vocabulary
 
 __all__ = ["Corpus", "cache_folder", "find_text"]
 
@@ -173,17 +173,18 @@ def _prepare(
         return _from_bin(Path(data), [file for file, *_ in tokenised], vocabulary, token_dtype, held_out)
     vocabulary_or_size = learned_size(vocabulary_name) or load_vocabulary(vocabulary_name)
     identity = vocabulary_name if isinstance(vocabulary_or_size, int) else vocabulary_or_size.identity
-    files = source_files(data)
-    folder = Path(cache) / "corpora" / _key(data, files, identity, held_out)
+    built_in = built_in_identity(data)
+    files = {} if built_in else source_files(data)  # of a built-in text thousands, which its versions tell as well
+    folder = Path(cache) / "corpora" / _key(built_in, files, identity, held_out)
     if not (folder / "corpus.json").is_file():
-        _write(folder, data, files, vocabulary_or_size, held_out)
+        _write(folder, data, files or source_files(data), vocabulary_or_size, held_out)
     return _read(folder, vocabulary_or_size)
 
 
-def _key(data: str, files: dict[str, Path], vocabulary: str, held_out: float) -> str:
+def _key(built_in: str | None, files: dict[str, Path], vocabulary: str, held_out: float) -> str:
     """A hash of everything that the prepared corpus depends on."""
-    digest = hashlib.sha256(f"{FORMAT} {vocabulary} {held_out!r} {built_in_identity(data)}".encode())
-    for name, path in files.items() if data not in BUILT_IN else ():
+    digest = hashlib.sha256(f"{FORMAT} {vocabulary} {held_out!r} {built_in}".encode())
+    for name, path in files.items():
         content = path.read_bytes()
         digest.update(f"\n{name} {len(content)}\n".encode())
         digest.update(content)
@@ -220,7 +221,7 @@ def _write(folder: Path, data: str, files: dict[str, Path], vocabulary: Vocabula
         if isinstance(vocabulary, int):
             trained = (text for text, side in zip(named.values(), held, strict=True) if not side)
             learn_vocabulary(trained, vocabulary, unfinished / _LEARNED)
-            vocabulary = read_learned(unfinished / _LEARNED)
+            vocabulary = load_vocabulary(str(unfinished / _LEARNED))
         _tokenise(unfinished, data, named, held, vocabulary)
         unfinished.chmod(0o755)
         try:
@@ -260,7 +261,7 @@ def _tokenise(folder: Path, data: str, named: dict[str, str], held: list[bool], 
 def _read(folder: Path, vocabulary: Vocabulary | int) -> Corpus:
     """What `_write` wrote."""
     if isinstance(vocabulary, int):
-        vocabulary = read_learned(folder / _LEARNED)
+        vocabulary = load_vocabulary(str(folder / _LEARNED))
     origin = json.loads((folder / "corpus.json").read_text(encoding="utf-8"))
     if origin.get("format") != FORMAT:
         raise InputError(f"format {origin.get('format')!r}, expected {FORMAT}", where=folder)

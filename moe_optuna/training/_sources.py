@@ -83,11 +83,18 @@ def _folder(module: str) -> Path:
 
 
 def built_in_identity(data: str) -> str | None:
-    """What a built-in text is, by versions; ``None`` of one that only its files tell."""
+    """What a built-in text is, by versions; ``None`` of one that only its files tell.
+
+    Raises:
+        InputError: Where a package is not installed.
+    """
     if data not in BUILT_IN:
         return None
-    packages = [f"{name} {version(name)}" for name in _PACKAGES.values()] if data == "docs" else []
-    return " ".join([data, f"python {sys.version}", *packages])
+    parts = [data, f"python {sys.version}"]
+    for module, package in _PACKAGES.items() if data == "docs" else ():
+        _folder(module)
+        parts.append(f"{package} {version(package)}")
+    return " ".join(parts)
 
 
 def looked_for(path: Path) -> str:

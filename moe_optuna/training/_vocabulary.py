@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from moe_optuna.errors import InputError
 
-__all__ = ["Vocabulary", "learn_vocabulary", "learned_size", "load_vocabulary", "read_learned"]
+__all__ = ["Vocabulary", "learn_vocabulary", "learned_size", "load_vocabulary"]
 
 SEPARATOR = 0
 """The byte that ends a document; text does not hold it."""
@@ -69,11 +69,6 @@ def learn_vocabulary(texts: Iterable[str], size: int, file: Path) -> None:
     )
     tokenizer.train_from_iterator(texts, trainer)
     tokenizer.save(str(file))
-
-
-def read_learned(file: Path) -> Vocabulary:
-    """What `learn_vocabulary` wrote."""
-    return _tokenizers(file, hashlib.sha256(file.read_bytes()).hexdigest())
 
 
 def load_vocabulary(name: str) -> Vocabulary:

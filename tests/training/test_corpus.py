@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tokenizers
 
 from moe_optuna.errors import InputError
 from moe_optuna.training import Corpus, Recipe, find_text, prepare
@@ -224,7 +225,6 @@ def test_datasets_that_cannot_be_read(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 def tokenizers_file(path: Path, kind: str) -> str:
-    tokenizers = pytest.importorskip("tokenizers")
     tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE(byte_fallback=kind == "metaspace", unk_token=None))
     trainer: dict[str, Any] = {"vocab_size": 400, "special_tokens": ["<|endoftext|>"], "show_progress": False}
     if kind == "byte level":
@@ -288,7 +288,6 @@ def test_bits_per_byte_of_a_vocabulary(tmp_path: Path, folder: Path) -> None:
 
 def test_a_vocabulary_is_learned_from_what_is_trained_on(folder: Path, tmp_path: Path) -> None:
     """Not from what is held out; it gives the text back, in fewer tokens, and the same every time."""
-    tokenizers = pytest.importorskip("tokenizers")
     recipe = Recipe(data=str(folder), vocabulary="bpe-300", held_out=0.25)
     held = documents_of(prepare(replace(recipe, vocabulary="bytes")).held_out)
     corpus = prepare(recipe)
@@ -310,7 +309,6 @@ def test_a_vocabulary_is_learned_from_what_is_trained_on(folder: Path, tmp_path:
 
 def test_bits_per_byte_are_unknown_where_a_tokenizer_drops_bytes(tmp_path: Path, folder: Path) -> None:
     """Words without the spaces between them: their bytes are fewer than the text's."""
-    tokenizers = pytest.importorskip("tokenizers")
     tokenizer = tokenizers.Tokenizer(tokenizers.models.WordLevel(unk_token="<unk>"))
     tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
     trainer = tokenizers.trainers.WordLevelTrainer(special_tokens=["<unk>", "</s>"], show_progress=False)
