@@ -142,11 +142,9 @@ class Studies:
                 f"{self.seed}, expected {known['seed']}, with which this search began, or another folder",
                 where="--seed",
             )
-        from moe_optuna.training import Recipe
-
         if (began := known.get("text", self.text)["content"]) != (found := self.text["content"]):
             raise InputError(
                 f"sha256 {found[:12]}, expected {began[:12]}, with which this search began: the text has changed;"
                 " expected the same text, or another folder",
-                where=self.space.training.get("data", Recipe.data),
+                where=self.text["data"],
             )

@@ -228,7 +228,10 @@ def test_the_laws_of_a_search_find_its_space(finished, capsys):
             "'/no/such/text', expected 'docs', 'python' or an existing",
         ),
         ({"space": tiny_space(training={"data": "/no/such.bin"})}, "/no/such.bin: no such file"),
-        ({"space": tiny_space(training={"vocabulary": "no.json"})}, "'no.json', expected 'bytes', 'bpe-<size>' or"),
+        (
+            {"space": tiny_space(training={"vocabulary": "no.json"})},
+            "vocabulary: 'no.json', expected 'bytes', 'bpe-<size>' or a",
+        ),
         (
             {"space": with_vocabulary(255)},
             r"tiny: \[dimensions\] vocab_size: 255, expected at least the text's 256 token ids",
