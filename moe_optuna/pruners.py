@@ -149,7 +149,8 @@ class BandPruner(BasePruner):
     band is what ends within `band` of the best finished loss. Report losses on the fixed grid of the token budget
     (``trial.report(loss, grid index)``): curves meet at equal steps only. The fewer curves are finished, here and in
     the parents, the wider the interval and the rarer a stop; before `n_startup_trials` have finished, nothing is
-    stopped, nor in the first part of a training (`warmup`), from which some come back farther than any interval says.
+    stopped, nor in the first part of a training (`warmup`), from which some come back farther than any interval says,
+    nor where the loss has just risen for the first time, which may be a spike.
 
     Example::
 
@@ -277,9 +278,8 @@ def finished_curves(trials: Sequence[FrozenTrial]) -> list[Run]:
 def _has_just_risen(curve: Curve) -> bool:
     """Whether the last loss is above the one before, which was not: early on, a curve that stands still for a report is
     soon far behind, and a spike passes."""
-    losses = [curve[step] for step in sorted(curve)]
-    rises = [later > earlier for earlier, later in pairwise(losses)]
-    return rises[-1:] == [True] and rises[-2:-1] != [True]
+    rises = [curve[later] > curve[earlier] for earlier, later in pairwise(sorted(curve)[-3:])]
+    return rises in ([True], [False, True])
 
 
 def _scatter(trials: Sequence[FrozenTrial]) -> tuple[float, int]:
