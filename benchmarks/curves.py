@@ -60,6 +60,18 @@ def fingerprint(recipe: Recipe) -> str:
     return hashlib.sha256(text + json.dumps(recipe.to_dict(), sort_keys=True).encode()).hexdigest()[:12]
 
 
+def noise(rows: list[dict[str, Any]]) -> Iterator[str]:
+    """Lines: by budget, the relative standard deviation of final losses over seeds, of all architectures together."""
+    final: dict[float, dict[tuple[Any, ...], list[float]]] = {}
+    for row in rows:
+        one = final.setdefault(row["compute"], {}).setdefault((row["study"], *row["unit"]), [])
+        one.append(float(np.log(row["losses"][-1])))
+    for compute, architectures in final.items():
+        repeated = [np.var(losses, ddof=1) for losses in architectures.values() if len(losses) > 1]
+        if repeated:
+            yield f"{compute:g} FLOPs: noise {100 * np.mean(repeated) ** 0.5:.2f} % ({len(repeated)} architectures)"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--space", default="cpu")
@@ -115,7 +127,7 @@ def main() -> None:
                     )
                     record(name, {"training": version, "decay": recipe.decay, "reports": recipe.reports, "runs": rows})
                     print(f"{study:<20} seed {seed}  {rows[-1]['seconds']:5.1f} s  {result.loss:.4f}", flush=True)
-    print(f"{len(rows)} runs")
+    print(f"{len(rows)} runs", *noise(rows), sep="\n")
 
 
 if __name__ == "__main__":

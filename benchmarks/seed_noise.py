@@ -6,9 +6,8 @@
 The levers are switched on one after the other, from a plain recipe to the project's own; each line is the relative
 standard deviation of the loss over seeds and the mean loss in bits per byte (of another text or vocabulary, nats per
 token are something else), at a space's smallest budget, for the widest and the deepest architecture of its phase 1. The
-lines after `recipe` change one thing in it: the order of the data differs
-too (`and order`), or something that is often recommended is added. With eight seeds a standard deviation is known to
-a quarter of itself.
+lines after `recipe` change one thing in it: the order of the data differs too (`and order`), or something that is often
+recommended is added. With eight seeds a standard deviation is known to a quarter of itself.
 
 Results are written after each training and resumed, as long as the rule has not changed.
 """
