@@ -21,6 +21,7 @@ import hashlib
 import json
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -29,18 +30,18 @@ import numpy as np
 from record import RESULTS, record
 
 import moe_optuna.training
+from moe_optuna.errors import InputError
 from moe_optuna.space import Phase, SearchSpace
 from moe_optuna.training import Recipe, train
 
 
 def phases(space: SearchSpace, compute: float) -> Iterator[Phase]:
-    """Phase 1, and phase 2 at the reference triad."""
+    """Phase 1, and, where the reference triad has architectures, phase 2 at it."""
     yield space.phase_one(compute)
     flops_per_token = space.allocation(compute).flops_per_token
-    reference = space.reference
-    yield space.phase_two(
-        space.triad(flops_per_token, reference.compute_density, reference.expansion_ratio), compute=compute
-    )
+    triad = space.triad(flops_per_token, space.reference.compute_density, space.reference.expansion_ratio)
+    with suppress(InputError):
+        yield space.phase_two(triad, compute=compute)
 
 
 def spread(unit: np.ndarray, most: int) -> list[int]:
