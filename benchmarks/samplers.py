@@ -217,10 +217,17 @@ def call(job: tuple[str, Search]) -> Search:
 
 
 def keys(space: str, family: str, seed: int, sampler: str) -> str:
-    """What a search depends on: the problem at all budgets, and the code that chose."""
+    """What a search depends on: the problem at all budgets, with a draw of its noise, and the code that chose."""
     problem, largest = setting(space, family, seed)
     used = phases(space) if sampler == "ladder" else (largest,)
-    parts = [np.append(problem.true_losses(phase) * (1 + problem.failing(phase)), problem.noise) for phase in used]
+    parts = [
+        [
+            *problem.true_losses(phase) * (1 + problem.failing(phase)),
+            problem.noise,
+            problem.loss(problem.optimum(phase).architecture, phase.compute),
+        ]
+        for phase in used
+    ]
     # Rounded, so that the last bit of another machine's logarithm does not make a new problem of it.
     text = ";".join(",".join(f"{value:.9g}" for value in part) for part in parts)
     if sampler == "ladder":

@@ -42,6 +42,7 @@ USUAL_SPREAD = 0.015
 USUAL_DRIFT = 0.05
 USUAL_NOISE = 1e-3  # relative sd of a run's loss over seeds, where no repeats tell it; known within a factor of e
 DRAWS = 512
+CAUTION = 0.25  # sd of a candidate's loss that count against it: of two that promise the same the better known wins
 JOINT_CANDIDATES = 384
 DROP_GAIN = 0.5  # of log density; where parents are of one law with the largest budget, it stays below -0.4
 POLE = 289 / 9
@@ -296,7 +297,7 @@ class Surrogate:
         return Field(np.array([share for share, _ in self._mixture]), means, covariances, noise)
 
     def optimum(self, compute: float, candidates: ArrayLike, *, width: float = BAND) -> Optimum:
-        """The candidate of the least expected loss, and how sure that is.
+        """The candidate of the least expected loss and `CAUTION` of its sd, and how sure that is.
 
         Args:
             candidates: Unit coordinates (m, p).
@@ -304,7 +305,7 @@ class Surrogate:
         """
         candidates = np.asarray(candidates, float)
         mean, sd = self.predict(compute, candidates)
-        best = int(mean.argmin())
+        best = int((mean + CAUTION * sd).argmin())
         likely = np.unique(np.append(np.argsort(mean - 2 * sd)[:JOINT_CANDIDATES], best))
         draws = self.draw(compute, candidates[likely])
         chosen = draws[:, np.searchsorted(likely, best)]

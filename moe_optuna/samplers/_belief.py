@@ -123,7 +123,7 @@ class Belief:
         self._axes: tuple[Axis | str, ...] = (*phase.axes, *features.names)
         self._parents = parents
         self._seed = seed % 2**31
-        self._n_startup = 2 * len(phase.axes) + 1 if n_startup is None else n_startup
+        self._n_startup = len(phase.axes) + 1 if n_startup is None else n_startup
         self._history = History(lambda *_: None)
         self._odds = Odds(self._inputs)
         self._learned: tuple[int, ...] = ()
@@ -188,7 +188,7 @@ class Belief:
     # ---- answers
 
     def optimum(self) -> tuple[int, Optimum]:
-        """The architecture of the least expected loss among those that can be expected to finish."""
+        """The architecture to recommend, among those that can be expected to finish."""
         usable = np.flatnonzero(_hopeful(self._odds.finishing(self._history.ended)))
         found = self._surrogate.optimum(self._phase.compute, self._inputs[usable], width=_BAND)
         return int(usable[found.index]), found

@@ -92,7 +92,7 @@ class TriadSampler(BaseSampler):
         laws: Those of an earlier search (`LadderLaws`, its laws.json), or the published ones: without parents, the
             first trials are the optimum that they predict and the edges of its band. What is found then counts alone.
         seed: Seed of everything random here.
-        n_startup: Trials before the surrogate chooses; by default 2 for each axis and 1, or without a start where
+        n_startup: Trials before the surrogate chooses; by default one for each axis and one, or none where
             parents tell enough.
         independent_sampler: Sampler of parameters that are not of the phase; `RandomSampler` by default.
 
@@ -187,7 +187,8 @@ class TriadSampler(BaseSampler):
             _logger.info(f"All {len(self._phase.lattice)} architectures of {self._phase.name} have been proposed.")
 
     def recommend(self, study: Study) -> Recommendation:
-        """The architecture that the surrogate expects to be best, with its uncertainty.
+        """The architecture that the surrogate expects to be best, with its uncertainty, a quarter of whose standard
+        deviation counts against it: of two that promise the same the better known is chosen.
 
         Architectures that failed, and those most of whose neighbours failed, are left out.
 
