@@ -104,7 +104,7 @@ def synthetic(space: str, families: list[str], searches: int, points: int) -> It
         yield ladder
 
 
-def recorded(path: Path, searches: int, density: int, order: str) -> Iterator[Ladder]:
+def recorded(path: Path, searches: int, density: int, order: str, seeds: Sequence[int] = ()) -> Iterator[Ladder]:
     """Ladders over recorded curves, each of one seed; `density`: every how many reports are read."""
     worlds: dict[int, dict[tuple[float, int], list[Recorded]]] = {}
     rows = json.loads(path.read_text(encoding="utf-8"))["data"]["runs"]
@@ -117,7 +117,7 @@ def recorded(path: Path, searches: int, density: int, order: str) -> Iterator[La
         world = worlds.setdefault(row["seed"], {})
         world.setdefault((row["compute"], row["phase"]), []).append(Recorded(run, tuple(row["unit"])))
     most = max(len(world) for world in worlds.values())
-    complete = [world for world in worlds.values() if len(world) == most]
+    complete = [world for seed, world in worlds.items() if len(world) == most and seed in (seeds or worlds)]
     space = SearchSpace.load(rows[0]["study"].split("/")[0])
     for number in range(searches):
         random = np.random.default_rng(number)
@@ -192,6 +192,7 @@ def main() -> None:
     parser.add_argument("--curves", type=Path, help="recorded curves instead of synthetic ones")
     parser.add_argument("--order", choices=("random", "sampler"), default="random")
     parser.add_argument("--density", type=int, default=1, help="every how many recorded reports are read")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[], help="of recorded curves; all unless given")
     parser.add_argument("--space", default="lab")
     parser.add_argument("--families", nargs="+", default=["holistic", "leverage", "noisy", "valley", "rough"])
     parser.add_argument("--points", type=int, default=16, help="reports of a synthetic training")
@@ -201,8 +202,9 @@ def main() -> None:
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     warnings.filterwarnings("ignore")
     if arguments.curves:
-        source = arguments.curves.stem + ("-sampler" if arguments.order == "sampler" else "")
-        ladders = recorded(arguments.curves, arguments.searches, arguments.density, arguments.order)
+        seeds = "".join(f"-seed-{seed}" for seed in arguments.seeds)
+        source = arguments.curves.stem + ("-sampler" if arguments.order == "sampler" else "") + seeds
+        ladders = recorded(arguments.curves, arguments.searches, arguments.density, arguments.order, arguments.seeds)
     else:
         source = f"synthetic-{arguments.space}"
         ladders = synthetic(arguments.space, arguments.families, arguments.searches, arguments.points)

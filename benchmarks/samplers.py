@@ -73,7 +73,7 @@ SHORTER = {
     "SMAC3": 25,
     "NePS": 25,
 }  # trainings of a slow sampler; to stay right only so long is easier
-FIRST, FEWEST = 12, 3  # trainings of a ladder at its smallest budget; from one to the next half as many, at least so
+FIRST, FEWEST = 12, 3  # trainings of a ladder at its smallest budget; from one to the next half as many, at least this
 ENOUGH = 10  # seeds from which a peer's median is compared with
 OURS = ("triad", "ladder", "TPE+")
 Steps = list[tuple[int, float]]
@@ -180,7 +180,7 @@ def warm(space: str, found: Search) -> Search:
     parents: list[optuna.Study] = []
     for step, at in enumerate(phases(space)):
         last = at is phase
-        runs = found.trainings if last else min(rung(step), len(at.lattice))
+        runs = found.trainings if last else min(rungs(space)[step], len(at.lattice))
         sampler = TriadSampler(at, parents=tuple(parents), seed=found.seed)
         study = optuna.create_study(sampler=sampler)
         study.set_user_attr("compute", at.compute)
@@ -192,9 +192,11 @@ def warm(space: str, found: Search) -> Search:
     raise AssertionError
 
 
-def rung(step: int) -> int:
-    """Trainings at a ladder's budgets below the largest, from the smallest (0) on: a law is cheap to learn there."""
-    return max(FEWEST, FIRST >> step)
+def rungs(space: str) -> list[int]:
+    """Trainings at a ladder's budgets below the largest: most at the smallest, where a law is cheap to learn, and at
+    none more than one training at the largest costs."""
+    *below, largest = (phase.compute for phase in phases(space))
+    return [min(max(FEWEST, FIRST >> step), round(largest / compute)) for step, compute in enumerate(below)]
 
 
 @lru_cache
@@ -231,7 +233,7 @@ def keys(space: str, family: str, seed: int, sampler: str) -> str:
     # Rounded, so that the last bit of another machine's logarithm does not make a new problem of it.
     text = ";".join(",".join(f"{value:.9g}" for value in part) for part in parts)
     if sampler == "ladder":
-        text += f";{[rung(step) for step in range(len(used) - 1)]}"
+        text += f";{rungs(space)}"
     package = OUTSIDE[sampler][0] if sampler in OUTSIDE else "optuna"
     return f"{zlib.crc32(text.encode()):08x} " + (ours() if sampler in OURS else f"{package} {version(package)}")
 
