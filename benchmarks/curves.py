@@ -1,17 +1,18 @@
 """Record how the loss of real trainings falls: the curves on which `pruners.py --curves` judges pruners.
 
-    python benchmarks/curves.py --space cpu --budgets 3 --seeds 0 1       # half an hour on one core; resumes
-    python benchmarks/curves.py --space lab --compute 2e12 4e12 --most 18 --seeds 0    # 80 minutes
+    python benchmarks/curves.py --space cpu --most 20 --density 2 --seeds 0 1 2    # 40 minutes on one core; resumes
+    python benchmarks/curves.py --space lab --compute 1.25e12 2e12 --most 14 --seeds 0 1    # 70 minutes
 
 At each of the smallest budgets of a space, or at `--compute`: up to `--most` architectures of the phase-1 lattice, and
 of the phase-2 lattice of the space's reference triad, well spread over the reduced coordinates; each trained to its end
-with the space's recipe, once a seed. A seed sets initialisation and the order of the text, as it does for the trials of
-a search, so that the curves of one seed are those that one search would see. Reports are denser than the recipe's by
-`--density`, so that coarser grids can be read off.
+with the space's recipe, once a seed. A seed sets the initial weights and the order of the text is common, as for the
+trials of a search, so that the curves of one seed are those that one search would see. Reports are denser than the
+recipe's by `--density`, so that coarser grids can be read off.
 
 A row: {"study", "compute", "phase", "seed", "unit": reduced coordinates in [0, 1], "parameters": Na, "seconds",
-"losses": at equal shares of the token budget; the last is the final loss}. Rows that are there with the same training
-(version and recipe) are kept. Writes benchmarks/results/curves-<space>.json after every training.
+"losses": at equal shares of the token budget; the last is the final loss}. Rows of the same training (version and
+recipe) are kept; a file with those of another is not touched. Writes benchmarks/results/curves-<space>.json after every
+training.
 """
 
 from __future__ import annotations
@@ -90,7 +91,10 @@ def main() -> None:
     version, name = fingerprint(recipe), arguments.name or f"curves-{space.name}"
     path = RESULTS / f"{name}.json"
     rows: list[dict[str, Any]] = []
-    if path.exists() and (kept := json.loads(path.read_text(encoding="utf-8"))["data"])["training"] == version:
+    if path.exists():
+        kept = json.loads(path.read_text(encoding="utf-8"))["data"]
+        if kept["training"] != version:
+            parser.error(f"{path} holds curves of another training or density, expected another --name")
         rows = kept["runs"]
     there = {(row["study"], tuple(row["unit"]), row["seed"]) for row in rows}
     end = time.monotonic() + 60 * arguments.minutes

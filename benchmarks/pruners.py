@@ -1,6 +1,6 @@
 """What a pruner saves, and how often it stops a trial that it should not: BandPruner against Optuna's pruners.
 
-    python benchmarks/pruners.py --curves benchmarks/results/curves-cpu.json --searches 100    # real trainings
+    python benchmarks/pruners.py --curves benchmarks/results/curves-cpu.json --density 2 --searches 100 --order sampler
     python benchmarks/pruners.py --searches 50                          # synthetic curves on the ladder of `lab`
 
 A search is a ladder like that of `lab`: at each budget a study of phase 1 with 20 trainings and one of phase 2 with 14.

@@ -150,7 +150,7 @@ class BandPruner(BasePruner):
     (``trial.report(loss, grid index)``): curves meet at equal steps only. The fewer curves are finished, here and in
     the parents, the wider the interval and the rarer a stop; before `n_startup_trials` have finished, nothing is
     stopped, nor in the first part of a training (`warmup`), from which some come back farther than any interval says,
-    nor where the loss has just risen for the first time, which may be a spike.
+    nor where the loss has just risen after a fall, which may be a spike.
 
     Example::
 

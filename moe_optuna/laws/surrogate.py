@@ -4,9 +4,9 @@ log loss(C, u) = mean(log C, w(u); theta) + g(log C, w(u)) + seed noise
 
 theta has a normal prior and is linearised at its most probable value, so that its uncertainty is a further term of
 the covariance (J S J'): prediction, fantasies and evidence are all exact Gaussian algebra, and far from the runs the
-law's own uncertainty remains. Three means compete (`moe_optuna.laws._means`): the law, a quadratic, a constant. The
-one that predicts the largest budget best from the smaller ones wins, by log p(largest | smaller); with one budget,
-by its evidence. Smaller budgets that make the largest one less likely are dropped, so that a wrong law or a foreign
+law's own uncertainty remains. Three means compete (`moe_optuna.laws._means`): the law, a quadratic, a constant. They
+are mixed by how well they predict the largest budget from the smaller ones, log p(largest | smaller); with one budget,
+by their evidence. Smaller budgets that make the largest one less likely are dropped, so that a wrong law or a foreign
 parent costs a few trials and no more.
 
 Pruned runs enter as lower bounds of their final loss (Tobit, by expectation propagation), single runs far from all
@@ -148,7 +148,7 @@ class Surrogate:
         seed: For the draws behind `optimum` and `band`.
 
     Attributes:
-        mean_: The mean that won: ``law``, ``quadratic`` or ``constant``.
+        mean_: The mean that counts most: ``law``, ``quadratic`` or ``constant``.
         scores_: log p(largest budget | smaller ones) of each mean.
         noise_: Relative sd of a run's loss over seeds, at the largest budget.
         dropped_: Smaller budgets that were found to mislead.
@@ -297,7 +297,7 @@ class Surrogate:
         return Field(np.array([share for share, _ in self._mixture]), means, covariances, noise)
 
     def optimum(self, compute: float, candidates: ArrayLike, *, width: float = BAND) -> Optimum:
-        """The candidate of the least expected loss and `CAUTION` of its sd, and how sure that is.
+        """The candidate for which expected loss plus `CAUTION` times its sd is least, and how sure that is.
 
         Args:
             candidates: Unit coordinates (m, p).

@@ -49,7 +49,7 @@ class Recommendation:
     """The surrogate's optimum: what a study has found, rather than its luckiest trial.
 
     Attributes:
-        architecture: The architecture of the least expected loss.
+        architecture: The one for which expected loss plus a quarter of its standard deviation is least.
         coordinates: Its reduced coordinates by name.
         loss: The expected loss without seed noise, nats per token.
         interval: Its 95 % interval.
@@ -92,8 +92,8 @@ class TriadSampler(BaseSampler):
         laws: Those of an earlier search (`LadderLaws`, its laws.json), or the published ones: without parents, the
             first trials are the optimum that they predict and the edges of its band. What is found then counts alone.
         seed: Seed of everything random here.
-        n_startup: Trials before the surrogate chooses; by default one for each axis and one, or none where
-            parents tell enough.
+        n_startup: Trials before the surrogate chooses; by default one for each axis and one. Where a
+            parent has runs there is no such start.
         independent_sampler: Sampler of parameters that are not of the phase; `RandomSampler` by default.
 
     Raises:

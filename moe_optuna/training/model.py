@@ -4,7 +4,7 @@ Notable features:
 - RMSNorm before attention and feed-forward block, and before the head; rotary positions; QK norm; no dropout
 - grouped-query attention through scaled_dot_product_attention
 - SwiGLU everywhere; the first layers dense, those after them with routed and shared experts
-- a float32 router, balanced by a bias rather than by a loss; no token is dropped
+- a float32 router, balanced by a bias and a small loss; no token is dropped
 - every parameter that `MoEArchitecture.full` counts, and no other
 
 Shapes: B sequences, S context, T = B S tokens, D model width, V vocabulary. Activations keep (T, D) throughout.
