@@ -56,6 +56,11 @@ class Forecast:
     scale: float
     degrees: float
 
+    @property
+    def sd(self) -> float:
+        """Standard deviation in log loss; the degrees of freedom are more than two."""
+        return self.scale * math.sqrt(self.degrees / (self.degrees - 2))
+
     def above(self, bound: float, sd: float = 0.0) -> float:
         """Probability that the final loss is above `bound`, itself known to a relative `sd`."""
         from scipy.special import stdtr
@@ -115,7 +120,8 @@ def forecast(
     groups = [(own, 1.0), *((table, weight) for table in tables)]
     x, y = np.concatenate([math.sqrt(share) * (table - table.mean(0)) for table, share in groups]).T
     degrees = DEGREES + sum(share * (len(table) - 1) for table, share in groups)
-    done = min(1.0, step / max(max(curve, default=step) for curve, _ in finished))
+    last = max(max(curve, default=step) for curve, _ in finished)
+    done = min(1.0, step / last) if last > 0 else 1.0
     variance = SPREAD**2 * max(1 - done, 0.02)
     squares = DEGREES * variance
     for _ in range(4):  # to and fro between slope and variance: the slope's prior does not scale with it
@@ -284,12 +290,12 @@ def _has_just_risen(curve: Curve) -> bool:
 
 def _scatter(trials: Sequence[FrozenTrial]) -> tuple[float, int]:
     """Squared relative deviations of losses at equal parameters from their means, added up, and their degrees of
-    freedom."""
-    groups: dict[tuple[tuple[str, object], ...], list[float]] = {}
+    freedom. The same loss again is the same training again, and tells nothing."""
+    groups: dict[tuple[tuple[str, object], ...], set[float]] = {}
     for trial in trials:
         if trial.params and trial.value is not None and _positive(trial.value):
-            groups.setdefault(tuple(sorted(trial.params.items())), []).append(math.log(trial.value))
-    repeated = [np.array(values) for values in groups.values() if len(values) > 1]
+            groups.setdefault(tuple(sorted(trial.params.items())), set()).add(math.log(trial.value))
+    repeated = [np.array(sorted(values)) for values in groups.values() if len(values) > 1]
     squares = sum(float(((values - values.mean()) ** 2).sum()) for values in repeated)
     return squares, sum(len(values) - 1 for values in repeated)
 

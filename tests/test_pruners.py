@@ -44,6 +44,12 @@ def test_forecast_intervals_cover_what_they_say(n: int, most: float) -> None:
     assert 0.87 <= inside / total <= most  # 450 draws at 0.9: sd 0.014
 
 
+def test_all_reports_at_step_zero() -> None:
+    ahead = forecast({0: 3.2}, [({0: 3.1}, 3.1), ({0: 3.0}, 3.0)])
+    assert ahead is not None
+    assert 3.0 < ahead.loss < 3.3
+
+
 def test_forecast_narrows_with_reports_and_with_finished_curves() -> None:
     finished = curves(30, 1)
     curve, _ = curves(1, 2)[0]

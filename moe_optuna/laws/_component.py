@@ -54,6 +54,7 @@ class Component:
         w: Array,
         y: Array,
         censored: Mask,
+        vague: Array,
         prior: Prior,
         start: Array,
         rows: NDArray[np.int64],
@@ -61,13 +62,14 @@ class Component:
         """Coefficients and hyperparameters of the largest posterior density, in turn.
 
         Args:
+            vague: Sd of what each target is off beside seed noise, (n,).
             start: Hyperparameters to begin with.
             rows: The observations that tune the hyperparameters; no censored ones, whose sites depend on them.
         """
         wide = 1e4 * float(np.exp(2 * prior.mean[0]))
         component = cls(
             mean, mean.prior_mean, Hyperparameters.unpack(start), h, w, y,
-            np.where(censored, wide, 0.0), (~censored).astype(float), Posterior(np.zeros((0, 0)), np.zeros(0)),
+            np.where(censored, wide, vague**2), (~censored).astype(float), Posterior(np.zeros((0, 0)), np.zeros(0)),
         )  # fmt: skip
         for sweep in range(2):
             covariance = component.kernel(h, w) + np.diag(component.noise)
@@ -81,19 +83,21 @@ class Component:
             )  # fmt: skip
             component = replace(component, eta=eta)
             if not sweep:
-                component = component._judge(y, censored)
+                component = component._judge(y, censored, vague)
         return component._conditioned()
 
-    def _judge(self, y: Array, censored: Mask) -> Component:
+    def _judge(self, y: Array, censored: Mask, vague: Array) -> Component:
         """Sites for what is no ordinary observation: censored runs, and runs far from where all others put them."""
         expected, root = self.expected(self.h, self.w)
         covariance = self.kernel(self.h, self.w) + root @ root.T
-        known, noise = ~censored, self.eta.noise_variance(self.h)
-        site = np.zeros_like(y)
+        known, noise = ~censored, self.eta.noise_variance(self.h) + vague**2
+        site = vague**2
         posterior = Posterior.of((y - expected)[known], covariance[np.ix_(known, known)] + np.diag(noise[known]))
         residual, sd = posterior.leave_one_out()
-        site[known] = np.where(np.abs(residual) > OUTLIER * sd, residual**2, 0.0)
-        target, variance = _gp.censored_sites(y - expected, covariance, noise + site, censored)
+        site[known] += np.where(np.abs(residual) > OUTLIER * sd, residual**2, 0.0)
+        target, variance = _gp.censored_sites(
+            y - expected, covariance, self.eta.noise_variance(self.h) + site, censored
+        )
         site[censored] = variance[censored]
         return replace(self, target=target + expected, site=site)
 
@@ -147,11 +151,11 @@ class Component:
         cross = self.eta.kernel(np.column_stack([self.h, self.w]), np.column_stack([h, w])) + own @ root.T
         return expected, root, self.posterior.project(cross)
 
-    def condition(self, h: Array, w: Array, y: Array, censored: Mask) -> Component:
+    def condition(self, h: Array, w: Array, y: Array, censored: Mask, vague: Array) -> Component:
         """With further observations, everything learned held fixed."""
         expected, root, projected = self._project(h, w)
         own = self.kernel(h, w) + root @ root.T
-        noise, target = self.eta.noise_variance(h), y
+        noise, target = self.eta.noise_variance(h) + vague**2, y
         if censored.any():
             mean = expected + projected.T @ self.posterior.white
             sites, noise = _gp.censored_sites(y - mean, own - projected.T @ projected, noise, censored)

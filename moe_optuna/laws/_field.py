@@ -6,7 +6,6 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from moe_optuna.laws import _gp
 from moe_optuna.laws._gp import Array
 
 __all__ = ["Field"]
@@ -27,23 +26,16 @@ class Field:
     covariances: Array
     noise: Array
 
-    def observe(self, place: int, loss: float, *, censored: bool = False) -> Field:
+    def observe(self, place: int, loss: float, *, vague: float = 0.0) -> Field:
         """With a further run at a candidate, everything learned held fixed: O(k m^2), whatever the number of runs.
 
         Args:
             loss: Nats per token.
-            censored: Whether `loss` is only a lower bound.
+            vague: Relative sd of what `loss` is off beside seed noise.
         """
         columns = self.covariances[:, :, place]
         mean, variance = self.means[:, place], columns[:, place]
-        missed, noise = np.log(loss) - mean, self.noise
-        if censored:
-            sites = [
-                _gp.censored_sites(np.array([bound]), np.array([[own]]), np.array([seed]), np.array([True]))
-                for bound, own, seed in zip(missed, variance, noise, strict=True)
-            ]
-            missed, noise = (np.array([site[part][0] for site in sites]) for part in (0, 1))
-        surprise = np.maximum(variance, 0) + noise
+        missed, surprise = np.log(loss) - mean, np.maximum(variance, 0) + self.noise + vague**2
         return replace(
             self,
             means=self.means + (missed / surprise)[:, None] * columns,

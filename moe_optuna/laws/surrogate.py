@@ -9,15 +9,15 @@ are mixed by how well they predict the largest budget from the smaller ones, log
 by their evidence. Smaller budgets that make the largest one less likely are dropped, so that a wrong law or a foreign
 parent costs a few trials and no more.
 
-Pruned runs enter as lower bounds of their final loss (Tobit, by expectation propagation), single runs far from all
-others are down-weighted.
+Pruned runs enter with the final loss that their curve foretold and how surely it did, or as lower bounds of it (Tobit,
+by expectation propagation); single runs far from all others are down-weighted.
 """
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import cache, wraps
 from typing import ParamSpec, Protocol, TypeVar
 
@@ -91,6 +91,7 @@ class Observations:
             that a pruned run reported is no such bound, since losses fall: give the loss that it could not be
             expected to beat.
         group: The same number for runs of the same architecture (n,).
+        vague: Relative sd of what `loss` is off beside seed noise, as of the forecast of a pruned run (n,).
 
     Raises:
         InputError: Where shapes disagree, or a value is not finite, or a loss or budget is not positive.
@@ -101,6 +102,7 @@ class Observations:
     loss: Array
     censored: NDArray[np.bool_] = field(default_factory=lambda: np.zeros(0, bool))
     group: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
+    vague: Array = field(default_factory=lambda: np.zeros(0))
 
     def __post_init__(self) -> None:
         n = len(self.loss)
@@ -110,6 +112,7 @@ class Observations:
             "loss": np.asarray(self.loss, float),
             "censored": np.asarray(self.censored, bool) if len(self.censored) else np.zeros(n, bool),
             "group": np.asarray(self.group) if len(self.group) else np.arange(n),
+            "vague": np.asarray(self.vague, float) if len(self.vague) else np.zeros(n),
         }
         for name, values in filled.items():
             if len(values) != n:
@@ -125,9 +128,7 @@ class Observations:
         return len(self.loss)
 
     def __getitem__(self, rows: NDArray[np.bool_] | NDArray[np.int64]) -> Observations:
-        return Observations(
-            self.compute[rows], self.coordinates[rows], self.loss[rows], self.censored[rows], self.group[rows]
-        )
+        return Observations(*(getattr(self, each.name)[rows] for each in fields(self)))
 
 
 class Surrogate:
@@ -176,14 +177,22 @@ class Surrogate:
     # ---- learning
 
     @_on_one_thread
-    def fit(self, observations: Observations, *, noise: float | None = None, drop: bool = True) -> Surrogate:
+    def fit(
+        self,
+        observations: Observations,
+        *,
+        noise: float | None = None,
+        drop: bool = True,
+        compute: float | None = None,
+    ) -> Surrogate:
         """Learn from all runs so far, of any budgets.
 
         A second call starts from what the first one learned.
 
         Args:
             noise: Relative sd of a run's loss over seeds where it is known; estimated by default.
-            drop: Whether smaller budgets that mislead about the largest one are left out.
+            drop: Whether other budgets that mislead about the one asked about are left out.
+            compute: The budget asked about, FLOPs; by default, or without a run at it, the largest.
 
         Raises:
             InputError: Where there is no observation, or their coordinates are not those of `axes`.
@@ -193,31 +202,38 @@ class Surrogate:
         if observations.coordinates.shape[1] != len(self.axes):
             found = observations.coordinates.shape[1]
             raise InputError(f"{found} columns, expected {len(self.axes)}: {', '.join(self.axes)}", where="coordinates")
+        # The same loss of an architecture again is the same training again, and tells nothing of the noise.
+        same = np.stack([observations.compute, observations.group, observations.loss, observations.censored])
+        observations = observations[np.sort(np.unique(same, axis=1, return_index=True)[1])]
+        told = observations.compute[~observations.censored]
+        if compute is None or compute not in told:
+            compute = float(max(told, default=observations.compute.max()))
         self.dropped_: tuple[float, ...] = ()
-        self._learn(observations, noise)
-        while drop and (misleading := self._misleading(observations)):
+        self._learn(observations, noise, compute)
+        while drop and (misleading := self._misleading(observations, compute)):
             self.dropped_ += misleading
             observations = observations[~np.isin(observations.compute, misleading)]
-            self._learn(observations, noise)
+            self._learn(observations, noise, compute)
         best = max(self._mixture, key=lambda member: member[0])[1]
         self.mean_: MeanName = best.mean.name
-        self.noise_ = float(np.sqrt(best.eta.noise_variance(best.h.max(keepdims=True))[0]))
+        self.noise_ = float(np.sqrt(best.eta.noise_variance(np.array([np.log(compute) - self._reference]))[0]))
         return self
 
-    def _learn(self, observations: Observations, noise: float | None) -> None:
+    def _learn(self, observations: Observations, noise: float | None, asked: float) -> None:
         self._reference = float(np.mean(np.log(np.unique(observations.compute))))
         h, w = self._inputs(observations.compute, observations.coordinates)
         y, censored = np.log(observations.loss), observations.censored
         spread, level = _spread_and_level(y, h, censored)
         prior = self._prior(spread, noise, observations)
         ranges = np.array([form.range for form in self._forms])
-        rows, known = self._tuning_rows(h, censored), ~censored
-        last = h >= h[known].max(initial=h.min()) - 1e-9
+        known, last = ~censored, observations.compute == asked
+        rows = self._tuning_rows(known, last)
         self._members: dict[MeanName, Component] = {}
         self.scores_: dict[MeanName, float] = {}
         for name in self.means:
             mean = _means.build(name, ranges, spread, level, self._drifts)
-            member = Component.learn(mean, h, w, y, censored, prior, self._warm.get(name, prior.mean), rows)
+            start = self._warm.get(name, prior.mean)
+            member = Component.learn(mean, h, w, y, censored, observations.vague, prior, start, rows)
             self._warm[name] = member.eta.pack()
             self._members[name], self.scores_[name] = member, member.conditional(known & ~last, known & last)
         weights = np.exp([self.scores_[name] + PREFERENCE[name] - max(self.scores_.values()) for name in self.means])
@@ -233,28 +249,27 @@ class Surrogate:
         table = np.array([amplitude, seeds, (0.0, 0.03 if noise else 0.1), *lengths])
         return Prior(table[:, 0], table[:, 1])
 
-    def _tuning_rows(self, h: Array, censored: NDArray[np.bool_]) -> NDArray[np.int64]:
+    def _tuning_rows(self, known: NDArray[np.bool_], last: NDArray[np.bool_]) -> NDArray[np.int64]:
         """The rows that tune the hyperparameters: of those that are not censored at most TUNED_POINTS, half of them
-        of the largest budget, the others at random."""
-        rows = np.flatnonzero(~censored) if not censored.all() else np.arange(len(h))
+        of the budget asked about, the others at random."""
+        rows = np.flatnonzero(known) if known.any() else np.arange(len(known))
         if len(rows) <= TUNED_POINTS:
             return rows
         order = np.random.default_rng(self.seed).permutation(rows)
-        last = order[h[order] >= h.max() - 1e-9][: TUNED_POINTS // 2]
-        others = order[~np.isin(order, last)][: TUNED_POINTS - len(last)]
-        return np.sort(np.concatenate([last, others]))
+        chosen = order[last[order]][: TUNED_POINTS // 2]
+        others = order[~np.isin(order, chosen)][: TUNED_POINTS - len(chosen)]
+        return np.sort(np.concatenate([chosen, others]))
 
-    def _misleading(self, observations: Observations) -> tuple[float, ...]:
-        """Smaller budgets without which the largest one's runs are far likelier."""
+    def _misleading(self, observations: Observations, asked: float) -> tuple[float, ...]:
+        """Other budgets without which the runs of the one asked about are far likelier."""
         compute, known = observations.compute, ~observations.censored
-        budgets = np.unique(compute)
-        last = known & (compute == budgets[-1])
-        if len(budgets) < 2 or last.sum() < 4:
+        other = compute != asked
+        if not other.any() or (known & ~other).sum() < 4:
             return ()
         best = max(self._mixture, key=lambda member: member[0])[1]
-        smaller = tuple(map(float, budgets[:-1]))
-        options: list[tuple[float, ...]] = [(), *((budget,) for budget in smaller), smaller]
-        scores = [best.conditional(known & (compute < budgets[-1]) & ~np.isin(compute, o), last) for o in options]
+        others = tuple(map(float, np.unique(compute[other])))
+        options: list[tuple[float, ...]] = [(), *((budget,) for budget in others), others]
+        scores = [best.conditional(known & other & ~np.isin(compute, o), known & ~other) for o in options]
         chosen = int(np.argmax(scores))
         return options[chosen] if scores[chosen] > scores[0] + DROP_GAIN else ()
 
@@ -264,7 +279,9 @@ class Surrogate:
         twin = copy.copy(self)
         h, w = self._inputs(observations.compute, observations.coordinates)
         y = np.log(observations.loss)
-        twin._mixture = [(share, one.condition(h, w, y, observations.censored)) for share, one in self._mixture]
+        twin._mixture = [
+            (share, one.condition(h, w, y, observations.censored, observations.vague)) for share, one in self._mixture
+        ]
         return twin
 
     # ---- answers
@@ -310,7 +327,8 @@ class Surrogate:
         draws = self.draw(compute, candidates[likely])
         chosen = draws[:, np.searchsorted(likely, best)]
         in_band = float((chosen <= draws.min(1) * (1 + width)).mean())
-        span = (float(mean[best] - 1.96 * sd[best]), float(mean[best] + 1.96 * sd[best]))
+        reach = float(np.exp(1.96 * sd[best] / mean[best]))
+        span = (float(mean[best] / reach), float(mean[best] * reach))
         return Optimum(best, float(mean[best]), span, in_band, width)
 
     def band(self, compute: float, candidates: ArrayLike, axis: int, *, width: float = BAND) -> Band:
@@ -419,8 +437,9 @@ def _repeat_sd(observations: Observations) -> float | None:
     """Relative sd of repeated runs around their group's mean, or None with fewer than two repeats."""
     y = np.log(observations.loss)
     squares, freedom = 0.0, 0
-    for group in np.unique(observations.group[~observations.censored]):
-        member = y[(observations.group == group) & ~observations.censored]
+    whole = ~observations.censored & (observations.vague == 0)
+    for group in np.unique(observations.group[whole]):
+        member = y[(observations.group == group) & whole]
         squares += float(((member - member.mean()) ** 2).sum())
         freedom += len(member) - 1
     return max(float(np.sqrt(squares / freedom)), 1e-4) if freedom >= 2 else None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
+import shlex
 from importlib import metadata
 from typing import Any
 
@@ -401,7 +402,8 @@ def reproduce(run: Run) -> Html:
     seeds = sorted({int(trial["seed"]) for trial in run.trials if trial["seed"] >= 0})
     found = [f"{name} {metadata.version(name)}" for name in PACKAGES]
     space = run.folder / SPACE_FILE if (run.folder / SPACE_FILE).is_file() else space_name(run) or "SPACE"
-    command = f"moe-optuna search {space} --out {run.folder.name}-again"
+    again = f"{run.folder.resolve().name}-again"
+    command = f"moe-optuna search {shlex.quote(str(space))} --out {shlex.quote(again)}"
     if seeds:
         command += f" --seed {seeds[0]}"
     return join(

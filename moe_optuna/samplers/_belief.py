@@ -66,7 +66,7 @@ class Parent:
         return History(self._locate, self.study.study_name)
 
     def runs(self) -> list[Run]:
-        """Runs with a loss or a bound of it, as of now.
+        """Runs with a loss or a forecast of it, as of now.
 
         Raises:
             InputError: Where trials have finished but none has the phase's parameters.
@@ -148,7 +148,7 @@ class Belief:
         own = history.informative
         self._inherited = sum(len(runs) for _, runs in inherited)
         size = _scheduled(len(own))
-        learned = (size, *(len(runs) for _, runs in inherited))
+        learned = (size, history.collapsed, *(len(runs) for _, runs in inherited))
         if self._learned != learned:
             self._base = self._fit(inherited, own[:size]) if size or self._inherited else None
             self._learned, self._known, self._field = learned, None, None
@@ -166,7 +166,7 @@ class Belief:
         shared = arrays["n_shared_experts"]
         pole = float(((arrays["n_experts"] + shared) / np.maximum(arrays["top_k"] + shared, 1)).max())
         surrogate = Surrogate(self._axes, pole=max(pole, 1 + 1e-6), seed=self._seed)
-        return surrogate.fit(self._observations(inherited, own))
+        return surrogate.fit(self._observations(inherited, own), compute=self._phase.compute)
 
     def _observations(self, inherited: Sequence[tuple[Parent, list[Run]]], own: Sequence[Run]) -> Observations:
         from moe_optuna.laws.surrogate import Observations
@@ -181,8 +181,8 @@ class Belief:
             compute=np.array([compute for compute, *_ in rows]),
             coordinates=np.array([unit for _, unit, *_ in rows]),
             loss=np.array([run.loss for *_, run, _ in rows], dtype=float),
-            censored=np.array([run.censored for *_, run, _ in rows], dtype=bool),
             group=np.array([group for *_, group in rows], dtype=np.int64),
+            vague=np.array([run.vague for *_, run, _ in rows]),
         )
 
     # ---- answers
@@ -223,7 +223,7 @@ class Belief:
         """Whether the study's first runs contradict what its parents predicted for them: a chi-square test."""
         from scipy.special import chdtrc
 
-        runs = [run for run in self._history.informative if not run.censored]
+        runs = [run for run in self._history.informative if not run.vague]
         if not runs:
             return False
         inherited = [(parent, parent.runs()) for parent in self._parents]
@@ -265,7 +265,7 @@ class Belief:
             field, seen = self._base.field(self._phase.compute, self._inputs[places]), 0
         for run in self._since[seen:]:
             assert run.loss is not None
-            field = field.observe(int(np.searchsorted(places, run.index)), run.loss, censored=run.censored)
+            field = field.observe(int(np.searchsorted(places, run.index)), run.loss, vague=run.vague)
         self._field = places, field, len(self._since)
         if _mask(allowed, len(self._inputs))[places].any():
             return places, *field.joint()

@@ -15,6 +15,10 @@ from moe_optuna.samplers._compat import claimed, enqueued_params
 
 __all__ = ["History", "Run"]
 
+_ABSURD = 1e6  # nats per token: a penalty, not a loss
+COLLAPSED = 1.5
+"""Times the least loss: above, a training learned nothing, and its loss says nothing about its neighbours'."""
+
 Locate = Callable[[Mapping[str, Any], Mapping[str, Any]], int | None]
 
 
@@ -24,15 +28,15 @@ class Run:
 
     Attributes:
         index: Which architecture, as `locate` numbers them.
-        loss: Final loss in nats per token, or the final loss that a pruned trial could hardly beat; ``None`` where the
-            trial failed or says nothing.
-        censored: Whether the trial was pruned.
+        loss: Final loss in nats per token, or what the curve of a pruned trial foretells; ``None`` where the trial
+            failed or says nothing.
+        vague: Relative sd of a forecast; 0 of a loss that was reached.
         failed: Whether the trial ended without a loss.
     """
 
     index: int
     loss: float | None
-    censored: bool = False
+    vague: float = 0.0
     failed: bool = False
 
 
@@ -43,10 +47,11 @@ class History:
     Attributes:
         locate: From parameters and user attributes to the number of an architecture, ``None`` where they mean none.
         runs: Finished trials in the order in which they ended.
-        informative: Those with a loss or a bound of it.
+        informative: Those with a loss or a forecast of it.
         ended: Whether an architecture failed and never finished, by its number, of all whose trials have ended.
         pending: Numbers of the architectures that run or wait in the queue now, by trial.
         waiting: How many trials wait in the queue.
+        collapsed: How many trials ended with a loss so high that they count as failed (`COLLAPSED`).
         name: The study's, for messages.
     """
 
@@ -57,7 +62,9 @@ class History:
     ended: dict[int, bool] = field(default_factory=dict)
     pending: dict[int, int] = field(default_factory=dict)
     waiting: int = 0
+    collapsed: int = 0
     _seen: set[int] = field(default_factory=set)
+    _least: float = math.inf
     _settled: int = 0  # how many of the first trials have all been seen
     _curves: list[tuple[Mapping[int, float], float]] = field(default_factory=list)
 
@@ -101,10 +108,21 @@ class History:
     def _add(self, run: Run) -> None:
         self.runs.append(run)
         self.ended[run.index] = run.failed and self.ended.get(run.index, True)
-        if run.loss is not None:
-            self.informative.append(run)
+        if run.loss is None:
+            return
+        self._least = min(self._least, run.loss)
+        kept = []
+        for each in (*self.informative, run):
+            if each.loss is not None and each.loss <= COLLAPSED * self._least:
+                kept.append(each)
+            else:
+                self.collapsed += 1
+                self.ended[each.index] = True
+        self.informative = kept
 
-    def _run(self, trial: FrozenTrial, index: int) -> Run:
+    def _run(self, trial: FrozenTrial, index: int) -> Run | None:
+        if trial.state == TrialState.FAIL and trial.user_attrs.get("interrupted"):
+            return None
         if trial.state == TrialState.COMPLETE and trial.value is not None and trial.value <= 0:
             raise InputError(
                 f"loss {trial.value!r} of trial {trial.number}, expected a positive number, in nats per token",
@@ -115,12 +133,12 @@ class History:
         if trial.state == TrialState.PRUNED:
             curve = trial.intermediate_values
             if not curve:
-                return Run(index, None, censored=True)
+                return Run(index, None)
             if _is_loss(curve[max(curve)]):
                 ahead = forecast(curve, self._curves)
-                return Run(index, ahead.interval(0.8)[0] if ahead else None, censored=True)
+                return Run(index, ahead.loss, vague=ahead.sd) if ahead else Run(index, None)
         return Run(index, None, failed=True)
 
 
 def _is_loss(value: float) -> bool:
-    return math.isfinite(value) and value > 0
+    return 0 < value < _ABSURD

@@ -168,8 +168,8 @@ class Controller:
                     trial.set_user_attr("infeasible", f"a repeat with the seed of trial {other}")
                     raise optuna.TrialPruned
                 architecture = work.phase.suggest(trial)
-                if architecture not in self._failed:
-                    return work.run(trial, architecture)
+                if architecture not in self._failed or trial.user_attrs.get("seed") is not None:
+                    return work.run(trial, architecture)  # another seed of it, as a repeat is, may end well
                 trial.set_user_attr("infeasible", f"failed before: {self._failed[architecture]}"[:500])
             work.study.tell(trial, state=TrialState.PRUNED)
         self._note(work, f"{work.study.study_name}: nothing left to try")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from moe_optuna.errors import InputError
+
 if TYPE_CHECKING:
     from optuna import Trial
 
@@ -59,14 +61,18 @@ class LightningObjective:
             trial.report(point.loss, point.index)
             return not trial.should_prune()
 
-        result = train(
-            architecture,
-            compute=self._phase.compute,
-            tokens=self._phase.tokens(architecture),
-            recipe=self._recipe,
-            seed=seed,
-            report=report,
-        )
+        try:
+            result = train(
+                architecture,
+                compute=self._phase.compute,
+                tokens=self._phase.tokens(architecture),
+                recipe=self._recipe,
+                seed=seed,
+                report=report,
+            )
+        except (KeyboardInterrupt, OSError, InputError):  # not the architecture's doing, as `TriadSampler` should know
+            trial.set_user_attr("interrupted", True)
+            raise
         trial.set_user_attr("tokens", result.tokens)
         trial.set_user_attr("seconds", result.seconds)
         if result.bits_per_byte is not None:

@@ -292,13 +292,24 @@ def test_a_field_takes_in_runs_as_the_surrogate_does() -> None:
     assert field.joint()[1] == pytest.approx(covariance, abs=1e-3 * np.diag(covariance).min())
 
 
-def test_a_field_takes_in_a_bound_as_the_surrogate_does() -> None:
+def test_the_same_training_again_tells_nothing_of_the_noise() -> None:
+    observed = runs(holistic, {1e18: 14}, 0.004, 1)
+    places = np.concatenate([np.arange(14), np.arange(6)])
+    again = Observations(observed.compute[places], observed.coordinates[places], observed.loss[places], group=places)
+    once, twice = (Surrogate(AXES).fit(each).noise_ for each in (observed, again))
+    assert twice > 0.7 * once
+
+
+def test_a_field_takes_in_a_forecast_as_the_surrogate_does() -> None:
+    """The vaguer the forecast, the less it moves what is believed."""
     surrogate = Surrogate(AXES).fit(runs(holistic, {1e18: 14}, 0.004, 1))
-    bound = surrogate.predict(1e18, GRID[200:201])[0] * 1.004
-    field = surrogate.field(1e18, GRID).observe(200, float(bound[0]), censored=True)
-    further = surrogate.condition(Observations(np.array([1e18]), GRID[200:201], bound, np.array([True])))
+    before = surrogate.predict(1e18, GRID[200:201])[0]
+    told = before * 1.02
+    field = surrogate.field(1e18, GRID).observe(200, float(told[0]), vague=0.01)
+    further = surrogate.condition(Observations(np.array([1e18]), GRID[200:201], told, vague=np.array([0.01])))
     mean, covariance = further.joint(1e18, GRID)
-    assert mean[200] > bound[0] / 1.004
+    vaguer = surrogate.condition(Observations(np.array([1e18]), GRID[200:201], told, vague=np.array([0.1])))
+    assert before < vaguer.predict(1e18, GRID[200:201])[0] < mean[200] < told
     assert field.joint()[0] == pytest.approx(mean, abs=1e-7)
     assert field.joint()[1] == pytest.approx(covariance, abs=1e-3 * np.diag(covariance).min())
 

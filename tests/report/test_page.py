@@ -2,6 +2,7 @@
 
 import base64
 import hashlib
+import html
 import json
 import re
 import shutil
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from moe_optuna import InputError
+from moe_optuna.report import _sections as sections
 from moe_optuna.report import write_report
 from moe_optuna.report._html import Html, join, table, tag
 from moe_optuna.report._run import Run
@@ -235,3 +237,14 @@ def test_elements_escape_whatever_is_not_html():
     )  # fmt: skip
     assert join([1, None, "&"]) == "1&amp;"
     assert "&lt;i&gt;" in table(("<i>",), [("<i>",)])
+
+
+def test_the_command_to_reproduce_a_search_is_one(finished, tmp_path, monkeypatch):
+    """From within its folder, and where the folder's name has a space."""
+    folder = shutil.copytree(finished.folder, tmp_path / "my search")
+    (folder / "space.toml").write_text(finished.space.to_toml())
+    monkeypatch.chdir(folder)
+    for where, named in ((Path("."), "space.toml"), (folder, f"'{folder / 'space.toml'}'")):
+        assert f"moe-optuna search {named} --out 'my search-again'" in html.unescape(
+            str(sections.reproduce(Run.read(where)))
+        )

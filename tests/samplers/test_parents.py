@@ -97,6 +97,30 @@ def test_a_parent_of_another_phase_is_refused(space: SearchSpace, phase: Phase) 
         study.ask(phase.distributions)
 
 
+def test_a_parent_at_a_larger_budget_does_not_outvote_the_study(space: SearchSpace, phase: Phase) -> None:
+    """Where they disagree it is the parent that is dropped, whichever budget is the larger."""
+
+    def bowl(at: Phase, best: float, level: float) -> Any:
+        def objective(trial: optuna.Trial) -> float:
+            at.suggest(trial)
+            index = at.index(trial.params)
+            assert index is not None
+            return level * math.exp(0.05 * float(((at.unit[index] - best) ** 2).sum()))
+
+        return objective
+
+    smaller = space.phase_one(space.budgets[-2])
+    parent = optuna.create_study(sampler=TriadSampler(phase, seed=0))
+    parent.set_user_attr("compute", phase.compute)
+    parent.optimize(bowl(phase, 0.85, 2.8), n_trials=12)
+    study = optuna.create_study(sampler=TriadSampler(smaller, parents=[parent], seed=0))
+    study.optimize(bowl(smaller, 0.15, 3.2), n_trials=14)
+    found = study.sampler.recommend(study)  # type: ignore[attr-defined]
+    unit = smaller.unit[smaller.lattice.index(found.architecture)]
+    nearest = ((smaller.unit - 0.15) ** 2).sum(1).min()
+    assert ((unit - 0.15) ** 2).sum() < nearest + 0.02
+
+
 def test_a_parent_that_has_not_begun_changes_nothing(phase: Phase) -> None:
     empty = optuna.create_study()
     empty.set_user_attr("compute", 1e10)

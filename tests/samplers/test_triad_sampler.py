@@ -19,6 +19,7 @@ from optuna.trial import TrialState
 
 from moe_optuna import problems
 from moe_optuna.errors import InputError
+from moe_optuna.pruners import BandPruner
 from moe_optuna.samplers import TriadSampler, _compat
 from moe_optuna.space import Phase, SearchSpace
 
@@ -221,7 +222,7 @@ def test_failed_architectures_are_remembered_and_their_neighbourhood_avoided(pha
     assert not failing[phase.lattice.index(recommended.architecture)]
 
 
-def test_pruned_trials_are_bounds(phase: Phase) -> None:
+def test_pruned_trials_are_learned_from(phase: Phase) -> None:
     def objective(trial: optuna.Trial) -> float:
         loss = smooth(phase)(trial)
         for step in range(1, 5):
@@ -238,6 +239,51 @@ def test_pruned_trials_are_bounds(phase: Phase) -> None:
     assert isinstance(sampler, TriadSampler)
     unit = phase.unit[phase.lattice.index(sampler.recommend(study).architecture)]
     assert ((unit - 0.6) ** 2).sum() < 0.02
+
+
+def test_a_pruned_search_finds_what_an_unpruned_one_does() -> None:
+    """What a curve foretold is believed no further than it was sure: else a corner full of pruned trials looks good."""
+    excess = []
+    for seed in (0, 2, 4):
+        problem = problems.make("leverage", "lab", variant=seed)
+        phase = problem.space.phase_one(problem.space.budgets[-1])
+        study = optuna.create_study(sampler=TriadSampler(phase, seed=seed), pruner=BandPruner())
+        study.optimize(problem.objective(phase, seed=seed, points=16), n_trials=16)
+        assert sum(trial.state == TrialState.PRUNED for trial in study.trials) > 3
+        found = study.sampler.recommend(study).architecture  # type: ignore[attr-defined]
+        excess.append(problem.true_loss(found, phase.compute) / problem.optimum(phase).loss - 1)
+    assert np.median(excess) < 0.001
+
+
+def test_a_training_that_learned_nothing_counts_as_failed(phase: Phase) -> None:
+    """Its loss, that of guessing, would say the same of all around it, and a penalty overflow."""
+    study = optuna.create_study(sampler=TriadSampler(phase, seed=0))
+
+    def objective(trial: optuna.Trial) -> float:
+        loss = smooth(phase)(trial)
+        index = phase.index(trial.params)
+        assert index is not None
+        collapsed = phase.unit[index, 0] < 0.3
+        return loss if not collapsed else 1e300 if trial.number % 2 else 6.9
+
+    study.optimize(objective, n_trials=24)
+    assert_sound(study, phase)
+    assert sum(trial.value > 6 for trial in study.trials[15:] if trial.value) <= 1
+    found = study.sampler.recommend(study)  # type: ignore[attr-defined]
+    unit = phase.unit[phase.lattice.index(found.architecture)]
+    assert ((unit - 0.6) ** 2).sum() < 0.02
+    assert 2.9 < found.interval[0] < found.interval[1] < 3.1
+
+
+def test_what_was_interrupted_may_come_again(phase: Phase) -> None:
+    """Ctrl-C says nothing against an architecture."""
+    study = optuna.create_study(sampler=TriadSampler(phase, seed=0))
+    study.optimize(smooth(phase), n_trials=4)
+    trial = study.ask()
+    chosen = phase.suggest(trial)
+    trial.set_user_attr("interrupted", True)
+    study.tell(trial, state=TrialState.FAIL)
+    assert phase.suggest(study.ask()) == chosen
 
 
 def test_runs_that_end_out_of_order_are_all_learned_from(phase: Phase) -> None:

@@ -54,6 +54,8 @@ def run(task: dict[str, Any], link: Any) -> dict[str, Any]:
     width = task["architecture"]["d_model"]
     for index in range(first, reports + 1):
         time.sleep(recipe.get("seconds", 0.0))
+        if task["seed"] in recipe.get("unlucky", ()):
+            raise RuntimeError(f"seed {task['seed']} does not train")
         if width in recipe.get("raising", ()):
             raise RuntimeError(f"width {width} does not train")
         if width in recipe.get("killing", ()):

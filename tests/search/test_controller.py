@@ -87,6 +87,16 @@ def test_an_enqueued_trial_keeps_its_seed(tmp_path):
     assert study.trials[0].value != study.trials[1].value
 
 
+def test_a_repeat_that_fails_does_not_stop_the_others(tmp_path):
+    """Another seed of the architecture may end well, and without it the noise stays unknown."""
+    study = open_study(tmp_path)
+    for seed in (1, 2, 3):
+        study.enqueue_trial({"index": 7}, user_attrs={"seed": seed})
+    study = run(tmp_path, trials=2, workers=1, recipe={"unlucky": [1]})
+    assert states(study) == ["FAIL", "COMPLETE", "COMPLETE"]
+    assert [trial.user_attrs["seed"] for trial in study.trials] == [1, 2, 3]
+
+
 def test_what_two_controllers_enqueued_at_the_same_moment_is_trained_once(tmp_path):
     """The same repeats, with the same seeds: the losses would be equal, and their noise none."""
     study = open_study(tmp_path)

@@ -10,6 +10,7 @@ import optuna
 import pytest
 from tiny_space import tiny_space
 
+import moe_optuna.training
 from moe_optuna import LightningObjective, TriadSampler
 from moe_optuna.errors import InputError
 from moe_optuna.search._local import LocalExecutor
@@ -156,6 +157,21 @@ def test_the_objective_in_a_study_of_ones_own(phase):
             phase.tokens(phase.lattice[phase.index(trial.params)]), rel=0.1
         )
         assert trial.user_attrs["bits_per_byte"] == pytest.approx(trial.value / math.log(2), rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("error", "marked"), [(KeyboardInterrupt(), True), (OSError(28, "No space left"), True), (MemoryError(), False)]
+)
+def test_the_objective_tells_what_is_not_the_architectures_doing(phase, monkeypatch, error, marked):
+    def fail(*args, **how):
+        raise error
+
+    monkeypatch.setattr(moe_optuna.training, "train", fail)
+    study = optuna.create_study(sampler=TriadSampler(phase, seed=0))
+    with pytest.raises(type(error)):
+        study.optimize(LightningObjective(phase), n_trials=1)
+    assert study.trials[0].state == optuna.trial.TrialState.FAIL
+    assert study.trials[0].user_attrs.get("interrupted", False) == marked
 
 
 def test_the_objective_prunes(phase):
