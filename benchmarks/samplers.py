@@ -73,7 +73,7 @@ SHORTER = {
     "SMAC3": 25,
     "NePS": 25,
 }  # trainings of a slow sampler; to stay right only so long is easier
-FIRST, FEWEST = 12, 3  # trainings of a ladder at its smallest budget; from one to the next half as many, but this
+FIRST, FEWEST = 12, 2  # trainings of a ladder at its smallest budget; from one to the next half as many, but this
 ENOUGH = 10  # seeds from which a peer's median is compared with
 OURS = ("triad", "ladder", "TPE+")
 Steps = list[tuple[int, float]]
