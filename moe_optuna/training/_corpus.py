@@ -1,11 +1,12 @@
 """`Corpus`: a text as two memory maps of token ids, one to train on and one held out by document.
 
 Prepared once and cached by a hash of its content under `cache_folder`; several processes may prepare it at the same
-time, since a finished folder is put in place by one atomic rename.
+time, since a finished folder is put in place by one atomic rename. One that is damaged is prepared anew.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import math
@@ -29,8 +30,9 @@ from moe_optuna.training._vocabulary import Vocabulary, learn_vocabulary, learne
 
 __all__ = ["Corpus", "cache_folder", "find_text"]
 
-FORMAT = 3
+FORMAT = 4
 _LEARNED = "vocabulary.json"
+_ATTEMPTS = 3  # at a prepared text that others, who found it damaged too, may be replacing
 _SAME_BYTES = 0.01  # how far the bytes of a text's tokens may be from the text's own, for bits per byte to be told
 Tokens = NDArray[np.unsignedinteger[Any]]
 
@@ -176,9 +178,12 @@ def _prepare(
     built_in = built_in_identity(data)
     files = {} if built_in else source_files(data)  # of a built-in text thousands, which its versions tell as well
     folder = Path(cache) / "corpora" / _key(built_in, files, identity, held_out)
-    if not (folder / "corpus.json").is_file():
-        _write(folder, data, files or source_files(data), vocabulary_or_size, held_out)
-    return _read(folder, vocabulary_or_size)
+    for attempt in range(_ATTEMPTS):
+        if attempt:
+            _write(folder, data, files or source_files(data), vocabulary_or_size, held_out)
+        if (corpus := _read(folder, vocabulary_or_size)) is not None:
+            return corpus
+    raise OSError(f"{folder}: the prepared text is gone or cut as soon as it is written")
 
 
 def _key(built_in: str | None, files: dict[str, Path], vocabulary: str, held_out: float) -> str:
@@ -205,9 +210,13 @@ def _are_held_out(names: list[str], share: float) -> list[bool]:
 
 
 def _write(folder: Path, data: str, files: dict[str, Path], vocabulary: Vocabulary | int, held_out: float) -> None:
-    """Tokenise into a folder beside `folder` and put it in place by a rename; who comes second throws theirs away.
+    """Tokenise into a folder beside `folder`, and put it in place once the disk has it.
 
     A vocabulary of which only the size is given is learned from what is trained on, and lies beside it.
+
+    Raises:
+        InputError: Where there are too few documents.
+        OSError: Where it could not be written.
     """
     named = dict(documents(data, files))
     if len(named) < 2:
@@ -216,21 +225,39 @@ def _write(folder: Path, data: str, files: dict[str, Path], vocabulary: Vocabula
         )
     held = _are_held_out(list(named), held_out)
     folder.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = Path(tempfile.mkdtemp(prefix=".unfinished-", dir=folder.parent))
+    room = Path(tempfile.mkdtemp(prefix=".unfinished-", dir=folder.parent))
+    unfinished = room / "corpus"
+    wanted = vocabulary
     try:
+        unfinished.mkdir()
         if isinstance(vocabulary, int):
             trained = (text for text, side in zip(named.values(), held, strict=True) if not side)
             learn_vocabulary(trained, vocabulary, unfinished / _LEARNED)
             vocabulary = load_vocabulary(str(unfinished / _LEARNED))
         _tokenise(unfinished, data, named, held, vocabulary)
-        unfinished.chmod(0o755)
-        try:
-            unfinished.rename(folder)
-        except OSError:
-            if not (folder / "corpus.json").is_file():
-                raise
+        for file in unfinished.iterdir():
+            with file.open("r+b") as stream:
+                os.fsync(stream.fileno())
+        _place(unfinished, folder, wanted)
     finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
+        shutil.rmtree(room, ignore_errors=True)
+
+
+def _place(unfinished: Path, folder: Path, vocabulary: Vocabulary | int) -> None:
+    """Put in place by a rename; who comes second throws theirs away, and what is damaged gives way."""
+    try:
+        unfinished.rename(folder)
+        return
+    except OSError:
+        if _read(folder, vocabulary) is not None:
+            return
+    with contextlib.suppress(FileNotFoundError):  # another process was faster
+        folder.rename(unfinished.with_name("damaged"))
+    try:
+        unfinished.rename(folder)
+    except OSError:
+        if _read(folder, vocabulary) is None:
+            raise
 
 
 def _tokenise(folder: Path, data: str, named: dict[str, str], held: list[bool], vocabulary: Vocabulary) -> None:
@@ -254,20 +281,26 @@ def _tokenise(folder: Path, data: str, named: dict[str, str], held: list[bool], 
         "bytes_counted": counted / max(size, 1),
     }
     for side, name in ((False, "train.bin"), (True, "held_out.bin")):
-        np.concatenate(sides[side]).astype(origin["dtype"]).tofile(folder / name)  # type: ignore[call-overload]
+        with (folder / name).open("wb") as stream:  # `tofile` tells nobody that a full disk took only a part
+            stream.write(np.concatenate(sides[side]).astype(origin["dtype"]).data)  # type: ignore[call-overload]
+    origin["sizes"] = {file.name: file.stat().st_size for file in sorted(folder.iterdir())}
     (folder / "corpus.json").write_text(json.dumps(origin, indent=1) + "\n", encoding="utf-8")
 
 
-def _read(folder: Path, vocabulary: Vocabulary | int) -> Corpus:
-    """What `_write` wrote."""
-    if isinstance(vocabulary, int):
-        vocabulary = load_vocabulary(str(folder / _LEARNED))
-    origin = json.loads((folder / "corpus.json").read_text(encoding="utf-8"))
-    if origin.get("format") != FORMAT:
-        raise InputError(f"format {origin.get('format')!r}, expected {FORMAT}", where=folder)
-    train, held_out = (
-        np.memmap(folder / name, dtype=origin["dtype"], mode="r") for name in ("train.bin", "held_out.bin")
-    )
+def _read(folder: Path, vocabulary: Vocabulary | int) -> Corpus | None:
+    """What `_write` wrote; ``None`` where it is not there as a whole: cleaners of caches take single files, too."""
+    try:
+        origin = json.loads((folder / "corpus.json").read_text(encoding="utf-8"))
+        sizes = origin.pop("sizes")
+        if origin["format"] != FORMAT or any((folder / name).stat().st_size != sizes[name] for name in sizes):
+            return None
+        if isinstance(vocabulary, int):
+            vocabulary = load_vocabulary(str(folder / _LEARNED))
+        train, held_out = (
+            np.memmap(folder / name, dtype=origin["dtype"], mode="r") for name in ("train.bin", "held_out.bin")
+        )
+    except (FileNotFoundError, NotADirectoryError, ValueError, KeyError, TypeError, AttributeError):
+        return None
     # A tokenizer may drop spaces or fold letters; what its tokens then stand for is not the text.
     exact = abs(origin.get("bytes_counted", 1.0) - 1) <= _SAME_BYTES
     token_bytes = vocabulary.token_bytes if exact else None

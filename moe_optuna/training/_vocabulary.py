@@ -68,7 +68,7 @@ def learn_vocabulary(texts: Iterable[str], size: int, file: Path) -> None:
         show_progress=False,
     )
     tokenizer.train_from_iterator(texts, trainer)
-    tokenizer.save(str(file))
+    file.write_bytes(tokenizer.to_str(pretty=True).encode())
 
 
 def load_vocabulary(name: str) -> Vocabulary:

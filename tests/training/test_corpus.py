@@ -7,7 +7,10 @@ import json
 import math
 import os
 import re
+import resource
+import shutil
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -336,6 +339,58 @@ def test_prepared_once_and_by_content(folder: Path, tmp_path: Path) -> None:
     _prepare.cache_clear()
     assert prepare(recipe).origin["content"] != first.origin["content"]
     assert len(list((tmp_path / "cache" / "corpora").iterdir())) == 2  # and nothing unfinished
+
+
+FILES = ("corpus.json", "train.bin", "held_out.bin", "vocabulary.json")
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_what_is_damaged_is_prepared_anew(folder: Path, tmp_path: Path, name: str) -> None:
+    """Whichever file is missing, empty or cut; nothing is left of it."""
+    recipe = Recipe(data=str(folder), vocabulary="bpe-300")
+    first = prepare(recipe)
+    (file,) = (tmp_path / "cache").rglob(name)
+    whole = file.read_bytes()
+    for content in (None, b"", whole[: len(whole) // 4 * 2]):
+        file.unlink() if content is None else file.write_bytes(content)
+        _prepare.cache_clear()
+        again = prepare(recipe)
+        assert again.origin == first.origin
+        assert np.array_equal(again.train, first.train)
+        assert np.array_equal(again.held_out, first.held_out)
+        assert file.read_bytes() == whole
+        assert len(list((tmp_path / "cache" / "corpora").iterdir())) == 1
+
+
+def test_several_that_find_it_damaged_end_with_one(folder: Path, tmp_path: Path) -> None:
+    """A file in the place of the folder, too."""
+    recipe = Recipe(data=str(folder))
+    first = prepare(recipe)
+    (place,) = (tmp_path / "cache" / "corpora").iterdir()
+    shutil.rmtree(place)
+    place.write_bytes(b"")
+    _prepare.cache_clear()
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(prepare, [recipe] * 4))
+    assert all(np.array_equal(corpus.train, first.train) for corpus in found)
+    assert list((tmp_path / "cache" / "corpora").iterdir()) == [place]
+
+
+def test_a_full_disk_leaves_no_prepared_text(folder: Path, tmp_path: Path) -> None:
+    """The kernel refuses to let a file grow, wherever that is; the last block of an array among them."""
+    recipe = Recipe(data=str(folder))
+    whole = prepare(recipe).train.nbytes
+    shutil.rmtree(tmp_path / "cache")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    for room in (whole - 1, whole - 2, whole // 2, 0):
+        _prepare.cache_clear()
+        resource.setrlimit(resource.RLIMIT_FSIZE, (room, limits[1]))
+        try:
+            with pytest.raises(OSError, match="File too large"):
+                prepare(recipe)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        assert list((tmp_path / "cache" / "corpora").iterdir()) == []
 
 
 def test_windows_are_packed_and_each_is_seen_once_an_epoch(folder: Path) -> None:
