@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from reprlib import repr as shorten
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +19,8 @@ __all__ = ["Vocabulary", "learn_vocabulary", "learned_size", "load_vocabulary"]
 
 SEPARATOR = 0
 """The byte that ends a document; text does not hold it."""
+_MOST = 2**24
+"""Token ids of any vocabulary: sixteen times those of the largest in use, and each costs memory."""
 _ENDS = ("<|endoftext|>", "</s>", "<eos>", "<|end_of_text|>")
 
 
@@ -44,13 +47,13 @@ def learned_size(name: str) -> int | None:
     """Token ids of ``"bpe-<size>"``, the vocabulary that is learned from the text itself; ``None`` of any other.
 
     Raises:
-        InputError: Where it is too small to hold every byte and the end of a document.
+        InputError: Where it is too small to hold every byte and the end of a document, or beyond reason.
     """
     if (match := re.fullmatch(r"bpe-(\d+)", name)) is None:
         return None
-    if (size := int(match[1])) <= 256:
-        raise InputError(f"{name!r}, expected more than 256 token ids", where="vocabulary")
-    return size
+    if len(match[1]) > len(str(_MOST)) or not 256 < int(match[1]) <= _MOST:
+        raise InputError(f"{shorten(name)}, expected more than 256 token ids and at most {_MOST}", where="vocabulary")
+    return int(match[1])
 
 
 def learn_vocabulary(texts: Iterable[str], size: int, file: Path) -> None:
@@ -85,7 +88,7 @@ def load_vocabulary(name: str) -> Vocabulary:
     content = path.read_bytes()
     identity = f"{path.suffix}:{hashlib.sha256(content).hexdigest()}"
     if path.suffix == ".json":
-        return _tokenizers(path, identity)
+        return _tokenizers(path, content, identity)
     if path.suffix == ".tiktoken":
         return _tiktoken(path, content, identity)
     raise InputError(f"{name!r}, expected a .json (tokenizers) or .tiktoken file", where="vocabulary")
@@ -96,16 +99,20 @@ def _encode_bytes(text: str) -> NDArray[np.integer]:
     return np.frombuffer(data, dtype=np.uint8)
 
 
-def _tokenizers(path: Path, identity: str) -> Vocabulary:
+def _tokenizers(path: Path, content: bytes, identity: str) -> Vocabulary:
     from tokenizers import Tokenizer
 
     try:
-        tokenizer = Tokenizer.from_file(str(path))
+        tokenizer = Tokenizer.from_buffer(content)
     except Exception as error:  # the package raises bare exceptions of its own
-        reason = (str(error).splitlines() or [""])[0]
-        raise InputError(f"not a tokenizers file: {reason}", where=path) from None
+        raise InputError(f"not a tokenizers file: {_first_line(error)}", where=path) from None
+    tokenizer.no_truncation()  # a file may carry what a model was once trained with
+    tokenizer.no_padding()
+    tokenizer.encode_special_tokens = True  # text that spells the end of a document does not end one
     known = tokenizer.get_vocab(with_added_tokens=True)
-    size = max(known.values()) + 1
+    if not known:
+        raise InputError("no tokens, expected some", where=path)
+    size = _fitting(max(known.values()) + 1, path)
     ends = [known[token] for token in _ENDS if token in known]
     end = ends[0] if ends else size
     size = max(size, end + 1)
@@ -116,9 +123,23 @@ def _tokenizers(path: Path, identity: str) -> Vocabulary:
     token_bytes[end] = 1
 
     def encode(text: str) -> NDArray[np.integer]:
-        return np.array([*tokenizer.encode(text, add_special_tokens=False).ids, end], dtype=np.int64)
+        try:
+            ids = tokenizer.encode(text, add_special_tokens=False).ids
+        except Exception as error:  # above all of a model that has no token for what it does not know
+            raise InputError(f"cannot write the text: {_first_line(error)}", where=path) from None
+        return np.array([*ids, end], dtype=np.int64)
 
     return Vocabulary(identity, size, end, encode, token_bytes)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [""])[0]
+
+
+def _fitting(size: int, path: Path) -> int:
+    if size > _MOST:
+        raise InputError(f"{size} token ids, expected at most {_MOST}", where=path)
+    return size
 
 
 def _bytes_of(token: str, decoders: set[str]) -> int:
@@ -150,7 +171,12 @@ def _tiktoken(path: Path, content: bytes, identity: str) -> Vocabulary:
         ranks = {}
     if not ranks:
         raise InputError("not a tiktoken file, expected lines of base64 and rank", where=path)
-    end = max(ranks.values()) + 1
+    missing = [byte for byte in range(256) if bytes([byte]) not in ranks]
+    if missing:  # which tiktoken panics about, as about ranks that are not one a token
+        raise InputError(f"no token for the byte {missing[0]}, expected one for each of the 256", where=path)
+    if len(set(ranks.values())) < len(ranks) or min(ranks.values()) < 0:
+        raise InputError("ranks twice or below 0, expected one of at least 0 for each token", where=path)
+    end = _fitting(max(ranks.values()) + 2, path) - 1
     encoding = tiktoken.Encoding(path.stem, pat_str=_PATTERN, mergeable_ranks=ranks, special_tokens={"<|end|>": end})
     token_bytes = np.ones(end + 1, dtype=np.int64)
     for token, rank in ranks.items():

@@ -1,6 +1,7 @@
 """Text of every kind to tokens: what is trained on, what is held out, and bad files told in one line."""
 
 import argparse
+import base64
 import hashlib
 import inspect
 import json
@@ -246,8 +247,6 @@ def tokenizers_file(path: Path, kind: str) -> str:
 
 
 def tiktoken_file(path: Path, _: str) -> str:
-    import base64
-
     pytest.importorskip("tiktoken")
     tokens = [bytes([byte]) for byte in range(256)] + [b"th", b"the", b" the", b"ca", b"at"]
     path.write_bytes(b"".join(base64.b64encode(token) + f" {rank}\n".encode() for rank, token in enumerate(tokens)))
@@ -274,6 +273,20 @@ def test_tokens_stand_for_every_byte_of_the_text(tmp_path: Path, write: Any, suf
     assert tokens[-1] != tokens[:-1].max() or (tokens == tokens[-1]).sum() == 1
     if suffix:
         assert len(tokens) < len(TEXT.encode())
+
+
+def test_a_vocabulary_neither_cuts_nor_pads_nor_ends_a_document(tmp_path: Path) -> None:
+    """Whatever its file says, and the text spells."""
+    plain = load_vocabulary(name := tokenizers_file(tmp_path / "plain.json", "byte level"))
+    for change in ("enable_truncation", "enable_padding"):
+        tokenizer = tokenizers.Tokenizer.from_file(name)
+        getattr(tokenizer, change)(**{"max_length": 16} if "trunc" in change else {"length": 5000})
+        tokenizer.save(str(tmp_path / f"{change}.json"))
+        changed = load_vocabulary(str(tmp_path / f"{change}.json"))
+        assert changed.encode(TEXT).tolist() == plain.encode(TEXT).tolist()
+    tokens = plain.encode("one<|endoftext|>two")
+    assert np.flatnonzero(tokens == plain.end).tolist() == [len(tokens) - 1]
+    assert plain.token_bytes[tokens].sum() == len("one<|endoftext|>two") + 1
 
 
 def test_bits_per_byte_of_a_vocabulary(tmp_path: Path, folder: Path) -> None:
@@ -477,6 +490,50 @@ def test_a_vocabulary_that_cannot_be_learned(tmp_path: Path) -> None:
             prepared(Recipe(data=str(tmp_path / "x.bin"), vocabulary="bpe-300"))
         with pytest.raises(InputError, match="vocabulary: 'bpe-256', expected more than 256 token ids"):
             prepared(Recipe(vocabulary="bpe-256"))
+
+
+@pytest.mark.parametrize("name", ["bpe-16777217", "bpe-" + "9" * 5000], ids=["a little", "far"])
+def test_a_vocabulary_beyond_reason(name: str) -> None:
+    with pytest.raises(
+        InputError, match=r"vocabulary: 'bpe-.{1,40}, expected more than 256 token ids and at most"
+    ) as caught:
+        find_text(Recipe(vocabulary=name))
+    assert len(str(caught.value)) < 200
+
+
+SINGLE = [bytes([byte]) for byte in range(256)]
+
+
+@pytest.mark.parametrize(
+    ("tokens", "ranks", "expected"),
+    [
+        (SINGLE[1:], range(255), "no token for the byte 0, expected one for each of the 256"),
+        (SINGLE, [0] * 256, "ranks twice or below 0"),
+        (SINGLE, range(-1, 255), "ranks twice or below 0"),
+        (SINGLE, [*range(255), 2**24 - 1], "16777217 token ids, expected at most 16777216"),
+        (SINGLE, [*range(255), 10**12], "1000000000002 token ids, expected at most 16777216"),
+    ],
+    ids=["a byte missing", "twice", "negative", "one too many", "huge"],
+)
+def test_bad_ranks_are_told(tmp_path: Path, tokens: list[bytes], ranks: Any, expected: str) -> None:
+    pytest.importorskip("tiktoken")
+    lines = (base64.b64encode(token) + f" {rank}\n".encode() for token, rank in zip(tokens, ranks, strict=True))
+    (tmp_path / "bad.tiktoken").write_bytes(b"".join(lines))
+    with pytest.raises(InputError, match=f"bad.tiktoken: {expected}"):
+        load_vocabulary(str(tmp_path / "bad.tiktoken"))
+
+
+def test_a_tokenizers_file_that_cannot_write_text(tmp_path: Path, folder: Path) -> None:
+    """Without tokens; without one for words that it does not know."""
+    recipe = Recipe(data=str(folder), vocabulary=str(tmp_path / "bad.json"))
+    for model, expected in (
+        (tokenizers.models.BPE(), "no tokens"),
+        (tokenizers.models.WordLevel({"a": 2**24}, unk_token="<unk>"), "16777217 token ids, expected at most"),
+        (tokenizers.models.WordLevel({"a": 0}, unk_token="<unk>"), r"cannot write the text: .*Missing \[UNK\]"),
+    ):
+        tokenizers.Tokenizer(model).save(recipe.vocabulary)
+        with pytest.raises(InputError, match=f"bad.json: {expected}"):
+            prepare(recipe)
 
 
 @pytest.mark.parametrize("name", ["nowhere", "nowhere.txt", "nowhere.bin"])
