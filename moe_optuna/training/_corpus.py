@@ -15,6 +15,7 @@ import platform
 import shutil
 import sys
 import tempfile
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -25,7 +26,7 @@ from numpy.typing import NDArray
 
 from moe_optuna.errors import InputError
 from moe_optuna.training._recipe import Recipe
-from moe_optuna.training._sources import BUILT_IN, built_in_identity, documents, looked_for, source_files
+from moe_optuna.training._sources import BUILT_IN, built_in_identity, documents, looked_for, read_bytes, source_files
 from moe_optuna.training._vocabulary import Vocabulary, learn_vocabulary, learned_size, load_vocabulary
 
 __all__ = ["Corpus", "cache_folder", "find_text"]
@@ -78,8 +79,15 @@ class Corpus:
             InputError: Where the text or the vocabulary is not there, cannot be read or is too short.
         """
         tokenised = _tokenised(recipe.data)
+        files = list(tokenised)
+        if not tokenised and recipe.data not in BUILT_IN:
+            files += source_files(recipe.data).values()
+        if os.path.isfile(recipe.vocabulary):
+            files.append(Path(recipe.vocabulary))
         cache = str(cache_folder())
-        return _prepare(recipe.data, recipe.vocabulary, recipe.token_dtype, recipe.held_out, cache, tokenised)
+        return _prepare(
+            recipe.data, recipe.vocabulary, recipe.token_dtype, recipe.held_out, cache, tokenised, _versions(files)
+        )
 
     def windows(self, context_length: int) -> int:
         """Training windows of `context_length` tokens and the token after them."""
@@ -141,23 +149,38 @@ def _refuse_learned(vocabulary: str) -> None:
         )
 
 
-def _tokenised(data: str) -> tuple[tuple[Path, int, int], ...]:
-    """The files that hold token ids, none where `data` is text, each with its size and time: they are mapped where they
-    lie, so that another content is read anew; text has been copied.
+def _tokenised(data: str) -> tuple[Path, ...]:
+    """The files that hold token ids, which are mapped where they lie; none where `data` is text.
 
     Raises:
         InputError: Where one is missing.
     """
     path = Path(data)
-    if path.suffix != ".bin" and not (path / "train.bin").is_file():
+    if path.suffix != ".bin" and not os.path.isfile(path / "train.bin"):
         return ()
-    if not path.exists():
+    if not os.path.exists(path):
         raise InputError(f"{path}: no such file{looked_for(path)}, expected an existing file", where="data")
     files = [path] if path.is_file() else [path / "train.bin", path / "val.bin"]
     for file in files:
         if not file.is_file():
             raise InputError("missing", where=file)
-    return tuple((file, stat.st_size, stat.st_mtime_ns) for file in files for stat in [file.stat()])
+    return tuple(files)
+
+
+def _versions(files: Iterable[Path]) -> tuple[tuple[str, int, int], ...]:
+    """Where files lie, with size and time, by which this process knows whether it has prepared them already.
+
+    Raises:
+        InputError: Where one is gone.
+    """
+    found = []
+    for file in files:
+        try:
+            stat = file.stat()
+        except OSError as error:
+            raise InputError(f"cannot be read: {error.strerror}", where=file) from None
+        found.append((str(file.absolute()), stat.st_size, stat.st_mtime_ns))
+    return tuple(found)
 
 
 @lru_cache(maxsize=8)
@@ -167,12 +190,14 @@ def _prepare(
     token_dtype: str,
     held_out: float,
     cache: str,
-    tokenised: tuple[tuple[Path, int, int], ...],
+    tokenised: tuple[Path, ...],
+    versions: tuple[tuple[str, int, int], ...],
 ) -> Corpus:
+    """What `Corpus.prepare` gives, as long as the `versions` of all files are the same."""
     if tokenised:
         _refuse_learned(vocabulary_name)
         vocabulary = load_vocabulary(vocabulary_name)
-        return _from_bin(Path(data), [file for file, *_ in tokenised], vocabulary, token_dtype, held_out)
+        return _from_bin(Path(data), list(tokenised), vocabulary, token_dtype, held_out)
     vocabulary_or_size = learned_size(vocabulary_name) or load_vocabulary(vocabulary_name)
     identity = vocabulary_name if isinstance(vocabulary_or_size, int) else vocabulary_or_size.identity
     built_in = built_in_identity(data)
@@ -190,7 +215,7 @@ def _key(built_in: str | None, files: dict[str, Path], vocabulary: str, held_out
     """A hash of everything that the prepared corpus depends on."""
     digest = hashlib.sha256(f"{FORMAT} {vocabulary} {held_out!r} {built_in}".encode())
     for name, path in files.items():
-        content = path.read_bytes()
+        content = read_bytes(path)
         digest.update(f"\n{name} {len(content)}\n".encode())
         digest.update(content)
     return digest.hexdigest()[:32]
@@ -316,7 +341,10 @@ def _from_bin(path: Path, files: list[Path], vocabulary: Vocabulary, token_dtype
     for file in files:
         if file.stat().st_size == 0 or file.stat().st_size % width:
             raise InputError(f"{file.stat().st_size} bytes, expected a positive multiple of {width}", where=file)
-    maps = [np.memmap(file, dtype=token_dtype, mode="r") for file in files]
+    try:
+        maps = [np.memmap(file, dtype=token_dtype, mode="r") for file in files]
+    except OSError as error:
+        raise InputError(f"cannot be read: {error.strerror}", where=error.filename or path) from None
     if len(maps) == 1:
         cut = round(len(maps[0]) * (1 - share))
         maps = [maps[0][:cut], maps[0][cut:]]  # type: ignore[list-item]

@@ -107,6 +107,8 @@ class Recipe:
                 known = _CHOICES[field.name]
                 hint = did_you_mean(str(value), known)
                 raise InputError(f"{value!r}, expected one of {', '.join(known)}{hint}", where=field.name)
+        if not self.data:  # a path to the current folder
+            raise InputError("'', expected 'docs', 'python', a file or a folder", where="data")
         if self.held_out == 0:
             raise InputError("0, expected more", where="held_out")
         if self.warmup + self.decay > 1:

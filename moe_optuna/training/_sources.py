@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+import os
 import sys
 import sysconfig
 from collections.abc import Iterator, Mapping
@@ -13,7 +14,7 @@ from pathlib import Path
 
 from moe_optuna.errors import InputError
 
-__all__ = ["BUILT_IN", "built_in_identity", "documents", "looked_for", "source_files"]
+__all__ = ["BUILT_IN", "built_in_identity", "documents", "looked_for", "read_bytes", "source_files"]
 
 BUILT_IN = ("docs", "python")
 """Texts that are on every machine: the docstrings of the standard library and of `_PACKAGES`; the former's sources."""
@@ -44,24 +45,31 @@ def source_files(data: str) -> dict[str, Path]:
                 files |= _modules(_folder(module), module)
         return dict(sorted(files.items()))
     root = Path(data)
-    if root.is_file():
+    if os.path.isfile(root):  # which takes a name that is too long for one that is not there
         if root.suffix and root.suffix not in TEXT_SUFFIXES:  # a .gz or .npy would be trained on as it stands
             raise InputError(f"{data!r}, expected a file of text ({_KINDS}) or of token ids (.bin)", where="data")
         return {root.name: root}
-    if not root.is_dir():
+    if not os.path.isdir(root):
         raise InputError(
             f"{data!r}{looked_for(root)}, expected {', '.join(map(repr, BUILT_IN))} or an existing file or folder",
             where="data",
         )
-    if (root / "dataset_dict.json").is_file():  # several splits: the one to train on
-        root = root / "train"
-    if (root / "state.json").is_file():
-        paths = list(root.glob("*.arrow"))
-    else:
-        paths = [path for path in root.rglob("*") if path.suffix in TEXT_SUFFIXES and path.is_file()]
+    try:
+        root, paths = _files_of_text(root)
+    except OSError as error:
+        raise InputError(f"cannot be read: {error.strerror}", where=error.filename) from None
     if not paths:
         raise InputError(f"{data!r} holds no text files ({_KINDS})", where="data")
     return dict(sorted((path.relative_to(root).as_posix(), path) for path in paths))
+
+
+def _files_of_text(root: Path) -> tuple[Path, list[Path]]:
+    """The files of a folder that `datasets` saved, or else those of text, and the folder that their names begin in."""
+    if (root / "dataset_dict.json").is_file():  # several splits: the one to train on
+        root = root / "train"
+    if (root / "state.json").is_file() and (rows := list(root.glob("*.arrow"))):
+        return root, rows
+    return root, [path for path in root.rglob("*") if path.suffix in TEXT_SUFFIXES and path.is_file()]
 
 
 def _modules(root: Path, prefix: str = "") -> dict[str, Path]:
@@ -100,6 +108,18 @@ def built_in_identity(data: str) -> str | None:
 def looked_for(path: Path) -> str:
     """Where a relative path that is missing was looked for, in brackets; nothing of an absolute one."""
     return "" if path.is_absolute() else f" (looked for {path.absolute()})"
+
+
+def read_bytes(path: Path) -> bytes:
+    """The bytes of a file.
+
+    Raises:
+        InputError: Where it cannot be read.
+    """
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise InputError(f"cannot be read: {error.strerror}", where=path) from None
 
 
 def documents(data: str, files: Mapping[str, Path]) -> Iterator[tuple[str, str]]:

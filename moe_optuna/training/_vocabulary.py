@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moe_optuna.errors import InputError
+from moe_optuna.training._sources import read_bytes
 
 __all__ = ["Vocabulary", "learn_vocabulary", "learned_size", "load_vocabulary"]
 
@@ -83,9 +85,9 @@ def load_vocabulary(name: str) -> Vocabulary:
     if name == "bytes":
         return Vocabulary("bytes", 256, SEPARATOR, _encode_bytes, np.ones(256, dtype=np.int64))
     path = Path(name)
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise InputError(f"{name!r}, expected 'bytes', 'bpe-<size>' or a file", where="vocabulary")
-    content = path.read_bytes()
+    content = read_bytes(path)
     identity = f"{path.suffix}:{hashlib.sha256(content).hexdigest()}"
     if path.suffix == ".json":
         return _tokenizers(path, content, identity)

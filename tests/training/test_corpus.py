@@ -2,6 +2,7 @@
 
 import argparse
 import base64
+import errno
 import hashlib
 import inspect
 import json
@@ -24,7 +25,7 @@ from moe_optuna.errors import InputError
 from moe_optuna.training import Corpus, Recipe, find_text, prepare
 from moe_optuna.training._corpus import _prepare
 from moe_optuna.training._sources import _PIECE, _pieces, documents, source_files
-from moe_optuna.training._vocabulary import load_vocabulary
+from moe_optuna.training._vocabulary import learn_vocabulary, load_vocabulary
 
 TEXT = "Größe: 3 × 4 = 12 → naïve café, the cat sat on the mat. " * 3
 
@@ -194,6 +195,34 @@ def test_a_memory_map_that_changes_in_place_is_another_text(tmp_path: Path) -> N
     assert int(after.train[0]) == 7
 
 
+def test_a_text_and_a_vocabulary_that_change_are_read_anew(folder: Path, tmp_path: Path) -> None:
+    """By the same process; what has not changed is not."""
+    recipe = Recipe(data=str(folder), vocabulary=str(tmp_path / "vocabulary.json"))
+    learn_vocabulary(["one two three"], 260, tmp_path / "vocabulary.json")
+    first = prepare(recipe)
+    assert prepare(recipe) is first
+    (folder / "00.txt").write_text("something else", encoding="utf-8")
+    second = prepare(recipe)
+    assert second.origin["content"] != first.origin["content"]
+    learn_vocabulary(["the quick brown fox"] * 9, 270, tmp_path / "vocabulary.json")
+    assert prepare(recipe).vocab_size == find_text(recipe) == 270
+    assert prepare(replace(recipe, vocabulary="bytes")).origin["documents"] == second.origin["documents"]
+
+
+def test_the_same_name_elsewhere_is_another_text(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where the files are of the same size and time."""
+    found = []
+    for place in ("a", "b"):
+        texts = tmp_path / place / "texts"
+        texts.mkdir(parents=True)
+        for number in range(30):
+            (texts / f"{number}.txt").write_text(f"{place} {number}", encoding="utf-8")
+            os.utime(texts / f"{number}.txt", ns=(0, 0))
+        monkeypatch.chdir(tmp_path / place)
+        found.append(documents_of(prepare(Recipe(data="texts")).train))
+    assert found[0] == {document.replace(b"b", b"a") for document in found[1]} != found[1]
+
+
 def test_datasets_on_disk(tmp_path: Path) -> None:
     datasets = pytest.importorskip("datasets")
     texts = [f"row {number} {TEXT}" for number in range(40)]
@@ -215,6 +244,12 @@ def test_datasets_on_disk(tmp_path: Path) -> None:
     table(content=texts).save_to_disk(str(tmp_path / "other"))
     with pytest.raises(InputError, match="columns content, expected 'text' among them"):
         prepare(Recipe(data=str(tmp_path / "other")))
+
+
+def test_a_folder_of_text_may_hold_a_file_of_the_name_that_datasets_writes(folder: Path) -> None:
+    (folder / "state.json").write_text("{}", encoding="utf-8")
+    corpus = prepare(Recipe(data=str(folder)))
+    assert sum(corpus.origin["documents"].values()) == 40
 
 
 def test_datasets_that_cannot_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -316,7 +351,6 @@ def test_a_vocabulary_is_learned_from_what_is_trained_on(folder: Path, tmp_path:
     assert texts == held
     changed = next(path for path in folder.glob("*.txt") if path.read_bytes() in held)
     changed.write_text("an utterly different quotation, " * 50, encoding="utf-8")
-    _prepare.cache_clear()
     prepare(recipe)
     files = set((tmp_path / "cache").rglob("vocabulary.json"))
     assert len(files) == 2
@@ -349,7 +383,6 @@ def test_prepared_once_and_by_content(folder: Path, tmp_path: Path) -> None:
     assert isinstance(second.train, np.memmap)
     assert np.array_equal(first.train, second.train)
     (folder / "00.txt").write_text("changed", encoding="utf-8")
-    _prepare.cache_clear()
     assert prepare(recipe).origin["content"] != first.origin["content"]
     assert len(list((tmp_path / "cache" / "corpora").iterdir())) == 2  # and nothing unfinished
 
@@ -481,6 +514,43 @@ def test_bad_files_are_told_in_one_line(tmp_path: Path, recipe: dict[str, str], 
     with pytest.raises(InputError, match=expected) as caught:
         prepare(Recipe(**{key: str(tmp_path / value) for key, value in recipe.items()}))
     assert "\n" not in str(caught.value)
+
+
+def test_a_file_that_may_not_be_read_is_told(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of text, of a vocabulary, of token ids; a folder whose files may not be looked at."""
+    learn_vocabulary(["one two three"], 260, tmp_path / "vocabulary.json")
+    np.arange(4000, dtype=np.uint16).tofile(tmp_path / "ids.bin")
+
+    def refuse(path: Any, *_: Any, **__: Any) -> Any:
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    refused = "cannot be read: Permission denied"
+    with monkeypatch.context() as patch:  # who runs the tests may be allowed everything
+        patch.setattr(Path, "read_bytes", refuse)
+        patch.setattr(np, "memmap", refuse)
+        with pytest.raises(InputError, match=f"^{folder}/00.txt: {refused}$"):
+            prepare(Recipe(data=str(folder)))
+        with pytest.raises(InputError, match=f"vocabulary.json: {refused}$"):
+            find_text(Recipe(data=str(folder), vocabulary=str(tmp_path / "vocabulary.json")))
+        with pytest.raises(InputError, match=f"ids.bin: {refused}$"):
+            prepare(Recipe(data=str(tmp_path / "ids.bin")))
+    monkeypatch.setattr(Path, "is_file", refuse)
+    with pytest.raises(InputError, match=refused):
+        find_text(Recipe(data=str(folder)))
+
+
+@pytest.mark.parametrize("name", ["x" * 300, "x" * 300 + ".bin", "a\0b"], ids=["long", "long .bin", "zero byte"])
+def test_a_name_that_no_file_can_have(name: str) -> None:
+    for looking in (find_text, prepare):
+        with pytest.raises(InputError, match=r"^data: .*expected .*existing file"):
+            looking(Recipe(data=name))
+        with pytest.raises(InputError, match=r"^vocabulary: .*expected 'bytes', 'bpe-<size>' or a file"):
+            looking(Recipe(vocabulary=name))
+
+
+def test_no_name_is_not_the_current_folder() -> None:
+    with pytest.raises(InputError, match="data: '', expected 'docs', 'python', a file or a folder"):
+        Recipe(data="")
 
 
 def test_a_vocabulary_that_cannot_be_learned(tmp_path: Path) -> None:
