@@ -253,6 +253,8 @@ class _Grid(pl.Callback):
         try:
             with unfinished.open("wb") as stream:
                 torch.save(state, stream)
+                stream.flush()
+                os.fsync(stream.fileno())
             unfinished.replace(file)
         except RuntimeError as error:  # torch's own about the position in the file, while the disk is the reason
             raise error.__context__ if isinstance(error.__context__, OSError) else error from None
@@ -264,9 +266,9 @@ class _Grid(pl.Callback):
         state = None
         if self.file is not None and self.file.is_file():
             state = _read(self.file, self.identity)
-        elif self.stem is not None and self.stem.is_file():
+        if state is None and self.stem is not None and self.stem.is_file():
             state = _read(self.stem, _of_stem(self.identity))
-            if state["step"] > module.hyper.stable_steps:
+            if state is not None and state["step"] > module.hyper.stable_steps:
                 state = None
         if state is None:
             return
@@ -303,18 +305,25 @@ def _of_stem(identity: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in identity.items() if key not in ("steps", "decay_steps")}
 
 
-def _read(file: Path, identity: dict[str, Any]) -> dict[str, Any]:
-    """A state that `_Grid.save` wrote.
+def _read(file: Path, identity: dict[str, Any]) -> dict[str, Any] | None:
+    """A state that `_Grid.save` wrote; ``None``, with a warning, where the file is damaged: a disk may keep less of it
+    than was written, and a training that begins anew is better than a search that cannot go on.
 
     Raises:
-        InputError: Where the file is something else, or of another training.
+        InputError: Where it is something else, or of another training.
+        OSError: Where the disk does not give it.
     """
     try:
         state: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
+    except (OSError, MemoryError):
+        raise
     except Exception as error:  # torch raises many kinds on a file that is not its own
-        raise InputError(f"not a checkpoint: {error}".splitlines()[0], where=file) from None
-    if state.get("format") != FORMAT:
-        raise InputError(f"format {state.get('format')!r}, expected {FORMAT}", where=file)
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        warnings.warn(f"{file}: not a checkpoint, the training begins without it: {reason}", stacklevel=2)
+        return None
+    found = state.get("format") if isinstance(state, dict) else None
+    if found != FORMAT:
+        raise InputError(f"format {found!r}, expected {FORMAT}", where=file)
     if state["identity"] != identity:
         differing = [key for key, value in identity.items() if state["identity"].get(key) != value]
         raise InputError(f"another trial's checkpoint, which differs in {', '.join(differing)}", where=file)

@@ -68,6 +68,19 @@ def test_an_interrupted_one_goes_on(architecture: Build, folder: Path, tmp_path:
     assert [result.loss for result in found] == [result.loss for result in whole]
 
 
+def test_a_damaged_checkpoint_leaves_the_stable_part(architecture: Build, folder: Path, tmp_path: Path) -> None:
+    """From which the longer training goes on; a damaged stable part is trained again."""
+    whole = [result.loss for result in shared(architecture(), folder, checkpoint=tmp_path)]
+    ends, (stem, *others) = sorted(tmp_path.glob("*-steps/*")), [path for path in tmp_path.glob("*") if path.is_file()]
+    assert not others
+    for damaged in (ends, [*ends, stem]):
+        for file in damaged:
+            file.write_bytes(b"")
+        with pytest.warns(UserWarning, match="not a checkpoint"):
+            assert [result.loss for result in shared(architecture(), folder, checkpoint=tmp_path)] == whole
+        assert stem.stat().st_size
+
+
 def test_numbers_of_numpy_and_a_folder_by_name_will_do(architecture: Build, folder: Path, tmp_path: Path) -> None:
     """A second call reads what the first has left, in the same place."""
     numbers = recipe(folder, reports=np.int64(3), learning_rate=np.float64(3e-3))

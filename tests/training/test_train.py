@@ -2,6 +2,7 @@
 
 import base64
 import math
+import os
 import resource
 from collections.abc import Callable
 from pathlib import Path
@@ -87,6 +88,45 @@ def test_a_full_disk_is_told_as_one_and_leaves_the_checkpoint_before(
             resource.setrlimit(resource.RLIMIT_FSIZE, limits)
         assert [(path.name, path.read_bytes()) for path in state.iterdir()] == [("training.pt", before)]
     assert trained(architecture(), folder, checkpoint=state).curve == whole.curve
+
+
+def test_a_damaged_checkpoint_is_none(architecture: Build, folder: Path, tmp_path: Path) -> None:
+    """Empty, cut or zeroed, as a power cut leaves it; with a warning. What torch can read is told as before."""
+    whole, state = trained(architecture(), folder), tmp_path / "state"
+    trained(architecture(), folder, checkpoint=state, report=lambda report: False)
+    file = state / "training.pt"
+    content = file.read_bytes()
+    for damaged in (b"", content[: len(content) // 2], bytes(len(content))):
+        file.write_bytes(damaged)
+        with pytest.warns(UserWarning, match="training.pt: not a checkpoint, the training begins without it: ."):
+            assert trained(architecture(), folder, checkpoint=state).curve == whole.curve
+        assert trained(architecture(), folder, checkpoint=state).curve == whole.curve  # which has been written anew
+    for other in ({"format": 0}, [1]):
+        torch.save(other, file)
+        with pytest.raises(InputError, match=r"training.pt: format (0|None), expected"):
+            trained(architecture(), folder, checkpoint=state)
+    trained(architecture(), folder, checkpoint=tmp_path / "other")
+    with pytest.raises(InputError, match="another trial's checkpoint, which differs in seed"):
+        trained(architecture(), folder, checkpoint=tmp_path / "other", seed=1)
+
+
+def test_a_checkpoint_is_on_the_disk_before_it_has_its_name(
+    architecture: Build, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced, sync, replace = [], os.fsync, Path.replace
+
+    def fsync(descriptor: int) -> None:
+        sync(descriptor)
+        synced.append(os.fstat(descriptor).st_ino)
+
+    def renamed(path: Path, target: Path) -> Path:
+        assert path.stat().st_ino in synced
+        return replace(path, target)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    monkeypatch.setattr(Path, "replace", renamed)
+    trained(architecture(), folder, checkpoint=tmp_path / "state")
+    assert len(synced) >= SMALL["reports"]
 
 
 @pytest.fixture
