@@ -253,8 +253,6 @@ class _Grid(pl.Callback):
         try:
             with unfinished.open("wb") as stream:
                 torch.save(state, stream)
-                stream.flush()
-                os.fsync(stream.fileno())
             unfinished.replace(file)
         except RuntimeError as error:  # torch's own about the position in the file, while the disk is the reason
             raise error.__context__ if isinstance(error.__context__, OSError) else error from None

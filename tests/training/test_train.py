@@ -2,7 +2,6 @@
 
 import base64
 import math
-import os
 import resource
 from collections.abc import Callable
 from pathlib import Path
@@ -108,25 +107,6 @@ def test_a_damaged_checkpoint_is_none(architecture: Build, folder: Path, tmp_pat
     trained(architecture(), folder, checkpoint=tmp_path / "other")
     with pytest.raises(InputError, match="another trial's checkpoint, which differs in seed"):
         trained(architecture(), folder, checkpoint=tmp_path / "other", seed=1)
-
-
-def test_a_checkpoint_is_on_the_disk_before_it_has_its_name(
-    architecture: Build, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    synced, sync, replace = [], os.fsync, Path.replace
-
-    def fsync(descriptor: int) -> None:
-        sync(descriptor)
-        synced.append(os.fstat(descriptor).st_ino)
-
-    def renamed(path: Path, target: Path) -> Path:
-        assert path.stat().st_ino in synced
-        return replace(path, target)
-
-    monkeypatch.setattr(os, "fsync", fsync)
-    monkeypatch.setattr(Path, "replace", renamed)
-    trained(architecture(), folder, checkpoint=tmp_path / "state")
-    assert len(synced) >= SMALL["reports"]
 
 
 @pytest.fixture
