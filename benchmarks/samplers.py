@@ -2,8 +2,9 @@
 
     python benchmarks/samplers.py cold --space lab       # each sampler alone at the largest budget, 20 seeds
     python benchmarks/samplers.py warm --space lab       # TriadSampler with the ladder below it as parents
-    python benchmarks/samplers.py show                   # the tables of all spaces from the results
+    python benchmarks/samplers.py show                   # the tables of all spaces from the results; of `--samplers`
     python benchmarks/samplers.py box --space lab        # constrained samplers on the raw dimensions
+    python benchmarks/samplers.py pruned --space lab     # what BandPruner saves TriadSampler, and what it costs
 
 A search is right from the training on after which what it recommends is, and stays, within 0.1 % of the least
 noise-free loss on the lattice; one that is not right by its last training counts as right one training later.
@@ -38,6 +39,7 @@ from typing import Any
 
 import numpy as np
 import optuna
+from optuna.pruners import NopPruner
 from optuna.samplers import BaseSampler, CmaEsSampler, GPSampler, QMCSampler, RandomSampler, TPESampler
 from optuna.trial import TrialState
 from outside import AxSampler, NepsSampler, SmacSampler
@@ -45,6 +47,7 @@ from record import RESULTS, record
 
 import moe_optuna
 from moe_optuna import problems
+from moe_optuna.pruners import BandPruner
 from moe_optuna.samplers import TriadSampler
 from moe_optuna.space import Phase, SearchSpace
 
@@ -67,6 +70,7 @@ OUTSIDE: dict[str, tuple[str, Callable[[Phase, int], BaseSampler]]] = {
 }
 """Peers that are no part of Optuna, by name: the package, and how one is made."""
 TRIALS = 40
+POINTS = 16  # reports of a training, where there is a pruner
 SHORTER = {
     "GP": 25,
     "Ax": 25,
@@ -340,8 +344,9 @@ def _rank(name: str) -> int:
     return order.index(name) if name in order else len(order)
 
 
-def show(space: str) -> None:
-    rows = summary(list(kept(space).values()))
+def show(space: str, peers: Iterable[str]) -> list[dict[str, Any]]:
+    """Print the table of a space, with these peers; its rows."""
+    rows = summary([one for one in kept(space).values() if one.sampler in (*OURS, *peers)])
     print(f"\n{space}: trainings until right, median [quartiles]; never: not right at the end; ratio to the best")
     print(
         "peer's median, in trainings, and in FLOPs with the smaller budgets; shares of asks; median regret in 1e-4 at n"
@@ -356,15 +361,20 @@ def show(space: str) -> None:
         regret = [f"{1e4 * value:6.1f}" for value in row["regret"].values()]
         print(f"{row['family']:<10}{row['sampler']:<9}{row['seeds']:>5}{row['right']:>18}{row['never']:>6}{row['ratio']:7.2f}"
               f"{row['flops_ratio']:7.2f}", *shares, *regret)  # fmt: skip
+    show_ratios(rows)
     medians = {row["family"]: row["median"] for row in rows if row["sampler"] == "triad"}
-    for name in ("triad", "ladder"):
-        if ours := [row for row in rows if row["sampler"] == name]:
-            trainings, flops = (np.array([row[kind] for row in ours]) for kind in ("ratio", "flops_ratio"))
-            print(f"{name}: ratio to the best peer, median over families {np.median(trainings):.2f} "
-                  f"(FLOPs {np.median(flops):.2f}), worst {trainings.max():.2f}")  # fmt: skip
     for row in rows:
         if row["sampler"] == "ladder" and row["median"] > medians.get(row["family"], math.inf):
             print(f"warm later than cold: {row['family']}, {row['median']:g} against {medians[row['family']]:g}")
+    return rows
+
+
+def show_ratios(rows: list[dict[str, Any]]) -> None:
+    for name in ("triad", "ladder"):
+        if ours := [row for row in rows if row["sampler"] == name]:
+            trainings, flops = (np.array([row[kind] for row in ours]) for kind in ("ratio", "flops_ratio"))
+            print(f"{name}: ratio to the best peer, median over {len(ours)} problems {np.median(trainings):.2f} "
+                  f"(FLOPs {np.median(flops):.2f}), worst {trainings.max():.2f}")  # fmt: skip
 
 
 def box(space: str, family: str, name: str, seed: int, trials: int) -> dict[str, Any]:
@@ -401,20 +411,47 @@ def box(space: str, family: str, name: str, seed: int, trials: int) -> dict[str,
             "first_feasible": first, "first_in_band": right}  # fmt: skip
 
 
+def pruned(space: str, family: str, seed: int, trials: int) -> dict[str, Any]:
+    """A search of TriadSampler without a pruner and one under BandPruner: regret of what is recommended, FLOPs."""
+    problem, phase = setting(space, family, seed)
+    losses, optimum = problem.true_losses(phase), problem.optimum(phase).loss
+    row: dict[str, Any] = {"family": family, "seed": seed, "trials": trials}
+    for name, pruner in (("whole", NopPruner()), ("pruned", BandPruner())):
+        sampler = TriadSampler(phase, seed=seed)
+        study = optuna.create_study(sampler=sampler, pruner=pruner)
+        study.optimize(problem.objective(phase, seed=seed, points=POINTS), n_trials=trials, catch=MemoryError)
+        found = phase.lattice.index(sampler.recommend(study).architecture)
+        row[f"{name}_regret"] = float(losses[found] / optimum - 1)
+        row[f"{name}_flops"] = sum(len(trial.intermediate_values) for trial in study.trials) / POINTS
+    return row
+
+
+def show_pruned(rows: list[dict[str, Any]]) -> None:
+    print(
+        f"{'family':<10}{'regret, whole':>26}{'regret, pruned':>26}{'right, whole':>14}{'pruned':>8}{'FLOPs saved':>13}"
+    )
+    for family in dict.fromkeys(row["family"] for row in rows):
+        mine = [row for row in rows if row["family"] == family]
+        regrets = [np.array([row[f"{name}_regret"] for row in mine]) for name in ("whole", "pruned")]
+        saved = 1 - sum(row["pruned_flops"] for row in mine) / sum(row["whole_flops"] for row in mine)
+        print(f"{family:<10}", *(f"{quartiles(np.round(100 * regret, 3)) + ' %':>25}" for regret in regrets),
+              f"{np.mean(regrets[0] <= BAND):>13.0%}{np.mean(regrets[1] <= BAND):>8.0%}{saved:>13.0%}")  # fmt: skip
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("part", choices=["cold", "warm", "show", "box"])
+    parser.add_argument("part", choices=["cold", "warm", "show", "box", "pruned"])
     parser.add_argument("--space", default="lab")
     parser.add_argument("--families", nargs="+", default=list(problems.FAMILIES), choices=list(problems.FAMILIES))
     known = ["triad", *PEERS, *OUTSIDE, "TPE+"]
-    parser.add_argument("--samplers", nargs="+", default=["triad", *PEERS, "TPE+"], choices=known)
+    parser.add_argument("--samplers", nargs="+", choices=known)
     parser.add_argument("--seeds", type=int, default=20)
     parser.add_argument("--trials", type=int, default=TRIALS)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--minutes", type=float, default=math.inf, help="stop then; the next call goes on")
     arguments = parser.parse_args()
     space, seeds = arguments.space, range(arguments.seeds)
-    names = list(arguments.samplers)
+    names = arguments.samplers or ["triad", *PEERS, "TPE+"]
     try:
         import cmaes  # noqa: F401
     except ImportError:
@@ -422,10 +459,15 @@ def main() -> None:
     if arguments.part in ("cold", "warm"):
         chosen = names if arguments.part == "cold" else ["ladder"]
         run(space, chosen, arguments.families, arguments.seeds, arguments.trials, arguments.workers, arguments.minutes)
-        show(space)
+        show(space, (*PEERS, *OUTSIDE))
+    elif arguments.part == "pruned":
+        trainings = [pruned(space, family, seed, arguments.trials) for family in arguments.families for seed in seeds]
+        show_pruned(trainings)
+        record(f"samplers-pruned-{space}", trainings)
     elif arguments.part == "show":
-        for name in SPACES:
-            show(name)
+        rows = [row for name in SPACES for row in show(name, arguments.samplers or (*PEERS, *OUTSIDE))]
+        print("\nall spaces")
+        show_ratios(rows)
     else:
         jobs = [(f, n, s) for f in arguments.families[:1] for n in ("TPE", "GP") if n in names for s in seeds]
         rows = [box(space, family, name, seed, arguments.trials) for family, name, seed in jobs]
