@@ -112,7 +112,8 @@ class PhaseLaw:
         noise: float | None = None,
         seed: int = 0,
     ) -> PhaseLaw:
-        """Learn from the runs of a phase: `columns` holds compute, loss, censored, group and the axes, (n,) each."""
+        """Learn from the runs of a phase: `columns` holds compute, loss, censored, vague, group and axes, (n,) each.
+        Of what is censored and vague `loss` is a forecast."""
         log_compute = np.log(columns["compute"])
         reference = float(np.mean(np.unique(log_compute)))
         h = log_compute - reference
@@ -122,7 +123,14 @@ class PhaseLaw:
         # In parts of the range searched: of a narrow one the same drift is more.
         drifts = [max(USUAL_DRIFT, USUAL_ERROR / axis.extent) for axis in axes]
         surrogate = Surrogate(axes, pole=pole, drifts=drifts, seed=seed).fit(
-            Observations(columns["compute"], unit, columns["loss"], columns["censored"], columns["group"]),
+            Observations(
+                columns["compute"],
+                unit,
+                columns["loss"],
+                columns["censored"] & (columns["vague"] == 0),
+                columns["group"],
+                columns["vague"],
+            ),
             noise=noise,
             drop=False,
         )

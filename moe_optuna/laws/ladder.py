@@ -31,7 +31,7 @@ from moe_optuna.laws.band import interval
 __all__ = ["FittedAxis", "LadderLaws", "PowerLaw", "fit_ladder"]
 
 COLUMNS = ("phase", "compute", "loss")
-MORE = ("flops_per_token", "compute_density", "expansion_ratio", *DIMENSIONS)
+MORE = ("flops_per_token", "compute_density", "expansion_ratio", "forecast", "forecast_sd", *DIMENSIONS)
 FREED = ("n_experts", "top_k", "n_shared_experts", "n_heads")
 LEAST_RUNS = 3
 
@@ -49,8 +49,9 @@ def fit_ladder(
     Args:
         runs: A search's runs.csv, or its columns: `phase`, `compute`, `loss`, and those that the phases searched
             (`flops_per_token`; `compute_density`, `expansion_ratio`; `d_model`, ...); `state` where not all are
-            complete, and the dimensions, which tell repeats. A pruned run counts as one that would not have beaten the
-            best complete one of its phase and budget.
+            complete, and the dimensions, which tell repeats. A pruned run counts with what its curve foretold
+            (`forecast`, `forecast_sd`: nats per token, relative), or else as one that would not have beaten the best
+            complete one of its phase and budget.
         space: Name of the search space.
         noise: Relative sd of a run over seeds where it is known; from repeats and residuals by default.
         seed: For the draws behind the intervals.
@@ -87,7 +88,7 @@ def fit_ladder(
 
 
 def _table(runs: Mapping[str, ArrayLike]) -> dict[str, NDArray[Any]]:
-    """The usable rows as arrays: numbers, `censored` and `group`."""
+    """The usable rows as arrays: numbers, `censored`, `vague` (relative sd of a forecast) and `group`."""
     for name in COLUMNS:
         if name not in runs:
             raise InputError(f"no such column, expected {', '.join(COLUMNS)} and the searched axes", where=name)
@@ -115,6 +116,12 @@ def _table(runs: Mapping[str, ArrayLike]) -> dict[str, NDArray[Any]]:
             table["loss"] = np.where(member & ~complete, table["loss"][member & complete].min(), table["loss"])
         else:
             usable &= ~member
+    table["vague"] = np.zeros(n)
+    if "forecast" in table and "forecast_sd" in table:
+        foretold = ~complete & (table["forecast"] > 0) & (table["forecast_sd"] > 0) & np.isfinite(table["forecast_sd"])
+        foretold &= np.isfinite(table["forecast"])
+        table["loss"] = np.where(foretold, table["forecast"], table["loss"])
+        table["vague"] = np.where(foretold, table["forecast_sd"], 0.0)
     identity = [table[name] for name in ("compute", *DIMENSIONS) if name in table]
     table["group"] = group_of(identity) if len(identity) > 5 else np.arange(n)
     return {name: column[usable] for name, column in table.items()}

@@ -1,4 +1,5 @@
-"""`runs.csv`: one row a trial, with the architecture, both countings and the triad that it was held to."""
+"""`runs.csv`: one row a trial, with the architecture, both countings and the triad that it was held to; of a pruned one
+also the final loss that its curve foretells."""
 
 from __future__ import annotations
 
@@ -12,19 +13,22 @@ from optuna.trial import TrialState
 
 from moe_optuna.architecture import DIMENSIONS
 from moe_optuna.files import write_whole
+from moe_optuna.pruners import finished_curves, forecast
 from moe_optuna.search._work import trained
 
 if TYPE_CHECKING:
     from optuna import Study
     from optuna.trial import FrozenTrial
 
+    from moe_optuna.pruners import Run as Curve
     from moe_optuna.space import Phase
 
 __all__ = ["COLUMNS", "Runs"]
 
 _COUNTS = ("flops_per_token", "active_params", "total_params")
 COLUMNS = (
-    "study", "trial", "state", "phase", "compute", "tokens", "loss", "bits_per_byte", "seconds", "seed", *DIMENSIONS,
+    "study", "trial", "state", "phase", "compute", "tokens", "loss", "bits_per_byte", "forecast", "forecast_sd",
+    "seconds", "seed", *DIMENSIONS,
     *_COUNTS, *(f"full_{name}" for name in _COUNTS), "compute_density", "expansion_ratio", "width",
     *(f"triad_{name}" for name in _COUNTS), "reason",
 )  # fmt: skip
@@ -55,8 +59,23 @@ class Runs:
                 key = (study.study_name, trial.number)
                 if key not in self._rows and (trained(trial) or trial.state == TrialState.FAIL) and trial.params:
                     self._rows[key] = _row(study, phase, trial)
+        self._foretell()
         order = {name: position for position, name in enumerate(self._studies)}
         return [self._rows[key] for key in sorted(self._rows, key=lambda key: (order[key[0]], key[1]))]
+
+    def _foretell(self) -> None:
+        """Give pruned trials the final loss that their curve foretells, in nats per token, and its relative sd: by the
+        curves of their study and, as a search's pruner, of those before."""
+        before: list[tuple[float, list[Curve]]] = []
+        for study, phase in self._studies.values():
+            finished = finished_curves(study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)))
+            parents = [curves for _, curves in before]
+            sisters = [curves for compute, curves in before if compute == phase.compute]
+            for trial in study.get_trials(deepcopy=False, states=(TrialState.PRUNED,)):
+                ahead = forecast(trial.intermediate_values, finished, parents, sisters)
+                if ahead is not None and (row := self._rows.get((study.study_name, trial.number))) is not None:
+                    row |= {"forecast": ahead.loss, "forecast_sd": ahead.sd}
+            before.append((phase.compute, finished))
 
     @property
     def counts(self) -> dict[str, int]:
@@ -103,6 +122,8 @@ def _row(study: Study, phase: Phase, trial: FrozenTrial) -> dict[str, Any]:
         "tokens": attributes.get("tokens", ""),
         "loss": trial.value if trial.value is not None else "",
         "bits_per_byte": attributes.get("bits_per_byte", ""),
+        "forecast": "",
+        "forecast_sd": "",
         "seconds": attributes.get("seconds", ""),
         "seed": attributes.get("seed", ""),
         "compute_density": architecture.compute_density,

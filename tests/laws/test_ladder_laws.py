@@ -222,6 +222,28 @@ def test_pruned_runs_count_as_worse_than_the_best() -> None:
     assert laws.predict("loss", 1e19)[0] == pytest.approx(least(1e19), rel=0.003)
 
 
+def test_what_pruned_runs_foretold_tells_how_steep_the_law_is() -> None:
+    """Where all but the best few are pruned: bounds leave open how much worse the others are, forecasts do not."""
+    off: dict[str, list[float]] = {"bounds": [], "forecasts": []}
+    for seed in range(4):
+        table = runs([1e18, 1e19], (6, 20, 12), 0.001, seed)
+        study, loss = table["compute"] * (1 + table["phase"]), table["loss"]
+        kept = np.array([np.sum(loss[study == study[i]] < loss[i]) < 4 for i in range(len(loss))])
+        pruned = table | {"state": np.where(kept, "complete", "pruned"), "loss": np.where(kept, loss, 9.0)}
+        noise = np.random.default_rng(seed).standard_normal(len(loss))
+        foretold = pruned | {
+            "forecast": np.where(kept, np.nan, loss * np.exp(0.01 * noise)),
+            "forecast_sd": np.where(kept, np.nan, 0.01),
+        }
+        last = (table["phase"] == 1) & (table["compute"] == 1e19)
+        searched = {name: table[name][last] for name in ("compute_density", "expansion_ratio")}
+        worst = [fit_ladder(each, score=False).excess(1e19, searched)[0].max() for each in (table, pruned, foretold)]
+        off["bounds"].append(abs(np.log(worst[1] / worst[0])))
+        off["forecasts"].append(abs(np.log(worst[2] / worst[0])))
+    assert np.mean(off["forecasts"]) < 0.2
+    assert np.mean(off["forecasts"]) < 0.5 * np.mean(off["bounds"])
+
+
 def test_repeats_of_an_architecture_tell_the_noise() -> None:
     table = runs([1e18, 1e19], (0, 20, 0), 0.0, 3)
     table = {name: np.repeat(column, 3) for name, column in table.items()}

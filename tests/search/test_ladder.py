@@ -73,6 +73,10 @@ def test_every_row_is_inside_its_triad_when_recounted(finished):
         else:
             assert row["state"] == "pruned"
             assert spent < 0.9 * float(row["compute"])
+            assert 0 < float(row["forecast"]) < float(row["loss"])  # losses fall
+            assert 0 < float(row["forecast_sd"]) < 0.1
+        assert (row["forecast"] == "") == (row["forecast_sd"] == "") == (row["state"] == "complete")
+    assert {row["state"] for row in rows} == {"complete", "pruned"}
 
 
 def test_the_studies_of_a_ladder(finished):
