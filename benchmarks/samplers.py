@@ -245,8 +245,8 @@ def keys(space: str, family: str, seed: int, sampler: str) -> str:
 def ours() -> str:
     """The version of the sampler and its surrogate: a hash of their sources."""
     root = Path(moe_optuna.__file__).parent
-    files = [*sorted((root / "samplers").glob("*.py")), *(root / "laws" / name for name in
-             ("surrogate.py", "_component.py", "_field.py", "_gp.py", "_means.py", "band.py"))]  # fmt: skip
+    laws = ("surrogate", "_component", "_field", "_observations", "_gp", "_means", "band")
+    files = [*sorted((root / "samplers").glob("*.py")), *(root / "laws" / f"{name}.py" for name in laws)]
     return f"moe_optuna {zlib.crc32(b''.join(file.read_bytes() for file in files)):08x}"
 
 

@@ -90,14 +90,13 @@ class Component:
         """Sites for what is no ordinary observation: censored runs, and runs far from where all others put them."""
         expected, root = self.expected(self.h, self.w)
         covariance = self.kernel(self.h, self.w) + root @ root.T
-        known, noise = ~censored, self.eta.noise_variance(self.h) + vague**2
-        site = vague**2
-        posterior = Posterior.of((y - expected)[known], covariance[np.ix_(known, known)] + np.diag(noise[known]))
+        known, noise, site = ~censored, self.eta.noise_variance(self.h), vague**2
+        posterior = Posterior.of(
+            (y - expected)[known], covariance[np.ix_(known, known)] + np.diag((noise + site)[known])
+        )
         residual, sd = posterior.leave_one_out()
         site[known] += np.where(np.abs(residual) > OUTLIER * sd, residual**2, 0.0)
-        target, variance = _gp.censored_sites(
-            y - expected, covariance, self.eta.noise_variance(self.h) + site, censored
-        )
+        target, variance = _gp.censored_sites(y - expected, covariance, noise + site, censored)
         site[censored] = variance[censored]
         return replace(self, target=target + expected, site=site)
 

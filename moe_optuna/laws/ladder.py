@@ -118,8 +118,8 @@ def _table(runs: Mapping[str, ArrayLike]) -> dict[str, NDArray[Any]]:
             usable &= ~member
     table["vague"] = np.zeros(n)
     if "forecast" in table and "forecast_sd" in table:
-        foretold = ~complete & (table["forecast"] > 0) & (table["forecast_sd"] > 0) & np.isfinite(table["forecast_sd"])
-        foretold &= np.isfinite(table["forecast"])
+        told = np.stack([table["forecast"], table["forecast_sd"]])
+        foretold = ~complete & ((told > 0) & np.isfinite(told)).all(0)
         table["loss"] = np.where(foretold, table["forecast"], table["loss"])
         table["vague"] = np.where(foretold, table["forecast_sd"], 0.0)
     identity = [table[name] for name in ("compute", *DIMENSIONS) if name in table]

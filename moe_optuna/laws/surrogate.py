@@ -5,9 +5,9 @@ log loss(C, u) = mean(log C, w(u); theta) + g(log C, w(u)) + seed noise
 theta has a normal prior and is linearised at its most probable value, so that its uncertainty is a further term of
 the covariance (J S J'): prediction, fantasies and evidence are all exact Gaussian algebra, and far from the runs the
 law's own uncertainty remains. Three means compete (`moe_optuna.laws._means`): the law, a quadratic, a constant. They
-are mixed by how well they predict the largest budget from the smaller ones, log p(largest | smaller); with one budget,
-by their evidence. Smaller budgets that make the largest one less likely are dropped, so that a wrong law or a foreign
-parent costs a few trials and no more.
+are mixed by how well they predict the budget asked about from the others, log p(asked | others); with one budget, by
+their evidence. Others that make it less likely are dropped, so that a wrong law or a foreign parent costs a few trials
+and no more.
 
 Pruned runs enter with the final loss that their curve foretold and how surely it did, or as lower bounds of it (Tobit,
 by expectation propagation); single runs far from all others are down-weighted.
@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass
 from functools import cache, wraps
 from typing import ParamSpec, Protocol, TypeVar
 
@@ -31,6 +31,7 @@ from moe_optuna.laws._component import TUNED_POINTS, Component
 from moe_optuna.laws._field import Field
 from moe_optuna.laws._gp import Array, Prior
 from moe_optuna.laws._means import MeanName
+from moe_optuna.laws._observations import Observations
 from moe_optuna.laws.band import BAND, Band, Optimum, band_of_draws
 
 __all__ = ["Field", "NamedAxis", "Observations", "Surrogate"]
@@ -79,58 +80,6 @@ class NamedAxis(Protocol):
     def from_unit(self, unit: NDArray[np.float64], /) -> ArrayLike: ...
 
 
-@dataclass(frozen=True)
-class Observations:
-    """Runs, as arrays over them.
-
-    Attributes:
-        compute: FLOPs (n,).
-        coordinates: In the unit cube (n, p).
-        loss: Nats per token (n,).
-        censored: Whether `loss` is only a lower bound of the final loss, as of a pruned run (n,). The last value
-            that a pruned run reported is no such bound, since losses fall: give the loss that it could not be
-            expected to beat.
-        group: The same number for runs of the same architecture (n,).
-        vague: Relative sd of what `loss` is off beside seed noise, as of the forecast of a pruned run (n,).
-
-    Raises:
-        InputError: Where shapes disagree, or a value is not finite, or a loss or budget is not positive.
-    """
-
-    compute: Array
-    coordinates: Array
-    loss: Array
-    censored: NDArray[np.bool_] = field(default_factory=lambda: np.zeros(0, bool))
-    group: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
-    vague: Array = field(default_factory=lambda: np.zeros(0))
-
-    def __post_init__(self) -> None:
-        n = len(self.loss)
-        filled = {
-            "compute": np.broadcast_to(np.asarray(self.compute, float), (n,)),
-            "coordinates": np.atleast_2d(np.asarray(self.coordinates, float).T).T,
-            "loss": np.asarray(self.loss, float),
-            "censored": np.asarray(self.censored, bool) if len(self.censored) else np.zeros(n, bool),
-            "group": np.asarray(self.group) if len(self.group) else np.arange(n),
-            "vague": np.asarray(self.vague, float) if len(self.vague) else np.zeros(n),
-        }
-        for name, values in filled.items():
-            if len(values) != n:
-                raise InputError(f"{len(values)} rows, expected {n}, one a loss", where=name)
-            if values.dtype.kind == "f" and not np.isfinite(values).all():
-                raise InputError("holds a value that is not finite; leave failed runs out", where=name)
-            object.__setattr__(self, name, values)
-        for name in ("compute", "loss"):
-            if n and filled[name].min() <= 0:
-                raise InputError(f"{filled[name].min():g}, expected positive numbers", where=name)
-
-    def __len__(self) -> int:
-        return len(self.loss)
-
-    def __getitem__(self, rows: NDArray[np.bool_] | NDArray[np.int64]) -> Observations:
-        return Observations(*(getattr(self, each.name)[rows] for each in fields(self)))
-
-
 class Surrogate:
     """The loss over log compute and a phase's unit coordinates, with uncertainty.
 
@@ -150,9 +99,9 @@ class Surrogate:
 
     Attributes:
         mean_: The mean that counts most: ``law``, ``quadratic`` or ``constant``.
-        scores_: log p(largest budget | smaller ones) of each mean.
-        noise_: Relative sd of a run's loss over seeds, at the largest budget.
-        dropped_: Smaller budgets that were found to mislead.
+        scores_: log p(budget asked about | others) of each mean.
+        noise_: Relative sd of a run's loss over seeds, at the budget asked about.
+        dropped_: Other budgets that were found to mislead.
     """
 
     def __init__(
@@ -202,9 +151,7 @@ class Surrogate:
         if observations.coordinates.shape[1] != len(self.axes):
             found = observations.coordinates.shape[1]
             raise InputError(f"{found} columns, expected {len(self.axes)}: {', '.join(self.axes)}", where="coordinates")
-        # The same loss of an architecture again is the same training again, and tells nothing of the noise.
-        same = np.stack([observations.compute, observations.group, observations.loss, observations.censored])
-        observations = observations[np.sort(np.unique(same, axis=1, return_index=True)[1])]
+        observations = observations.distinct()
         told = observations.compute[~observations.censored]
         if compute is None or compute not in told:
             compute = float(max(told, default=observations.compute.max()))
@@ -242,7 +189,7 @@ class Surrogate:
         self._mixture = [(share, self._members[name]) for name, share in shares.items() if share]
 
     def _prior(self, spread: float, noise: float | None, observations: Observations) -> Prior:
-        guess = noise or _repeat_sd(observations) or USUAL_NOISE
+        guess = noise or observations.repeat_sd() or USUAL_NOISE
         amplitude = (np.log(0.3 * spread), 1.0)
         lengths = [(np.log(6.0), 0.7)] + [(np.log(0.5), 0.7)] * len(self.axes)
         seeds = (np.log(guess), 0.05 if noise else 1.0)
@@ -431,15 +378,3 @@ def _spread_and_level(y: Array, h: Array, censored: NDArray[np.bool_]) -> tuple[
     spread = float(np.sqrt((freedom * robust**2 + 4 * USUAL_SPREAD**2) / (freedom + 4)))
     level = float(medians.mean() if len(budgets) < 2 else np.polyfit(budgets, medians, 1)[1])
     return spread, level
-
-
-def _repeat_sd(observations: Observations) -> float | None:
-    """Relative sd of repeated runs around their group's mean, or None with fewer than two repeats."""
-    y = np.log(observations.loss)
-    squares, freedom = 0.0, 0
-    whole = ~observations.censored & (observations.vague == 0)
-    for group in np.unique(observations.group[whole]):
-        member = y[(observations.group == group) & whole]
-        squares += float(((member - member.mean()) ** 2).sum())
-        freedom += len(member) - 1
-    return max(float(np.sqrt(squares / freedom)), 1e-4) if freedom >= 2 else None

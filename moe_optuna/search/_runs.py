@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from optuna import Study
     from optuna.trial import FrozenTrial
 
-    from moe_optuna.pruners import Run as Curve
+    from moe_optuna.pruners import Run
     from moe_optuna.space import Phase
 
 __all__ = ["COLUMNS", "Runs"]
@@ -46,6 +46,7 @@ class Runs:
         self._path = path
         self._studies: dict[str, tuple[Study, Phase]] = {}
         self._rows: dict[tuple[str, int], dict[str, Any]] = {}
+        self._foretold: dict[str, tuple[int, ...]] = {}
 
     def add(self, study: Study, phase: Phase) -> None:
         """Count a study in."""
@@ -66,16 +67,21 @@ class Runs:
     def _foretell(self) -> None:
         """Give pruned trials the final loss that their curve foretells, in nats per token, and its relative sd: by the
         curves of their study and, as a search's pruner, of those before."""
-        before: list[tuple[float, list[Curve]]] = []
+        before: list[tuple[float, list[Run]]] = []
         for study, phase in self._studies.values():
             finished = finished_curves(study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)))
             parents = [curves for _, curves in before]
             sisters = [curves for compute, curves in before if compute == phase.compute]
-            for trial in study.get_trials(deepcopy=False, states=(TrialState.PRUNED,)):
+            pruned = study.get_trials(deepcopy=False, states=(TrialState.PRUNED,))
+            known = len(pruned), len(finished), *map(len, parents)
+            before.append((phase.compute, finished))
+            if self._foretold.get(study.study_name) == known:  # nothing new, as in all studies but the last
+                continue
+            self._foretold[study.study_name] = known
+            for trial in pruned:
                 ahead = forecast(trial.intermediate_values, finished, parents, sisters)
                 if ahead is not None and (row := self._rows.get((study.study_name, trial.number))) is not None:
                     row |= {"forecast": ahead.loss, "forecast_sd": ahead.sd}
-            before.append((phase.compute, finished))
 
     @property
     def counts(self) -> dict[str, int]:
