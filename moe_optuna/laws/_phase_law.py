@@ -132,7 +132,7 @@ class PhaseLaw:
                 columns["vague"],
             ),
             noise=noise,
-            drop=False,
+            wary=False,
         )
         theta, covariance, _ = surrogate.law()
         return cls(

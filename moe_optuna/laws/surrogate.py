@@ -10,7 +10,8 @@ their evidence. Others that make it less likely are dropped, so that a wrong law
 and no more.
 
 Pruned runs enter with the final loss that their curve foretold and how surely it did, or as lower bounds of it (Tobit,
-by expectation propagation); single runs far from all others are down-weighted.
+by expectation propagation); single runs far from all others are down-weighted, and so are bad runs of other budgets:
+what is worth handing on is where those are good.
 """
 
 from __future__ import annotations
@@ -45,6 +46,7 @@ USUAL_NOISE = 1e-3  # relative sd of a run's loss over seeds, where no repeats t
 DRAWS = 512
 CAUTION = 0.25  # sd of a candidate's loss that count against it: of two that promise the same the better known wins
 JOINT_CANDIDATES = 384
+FOREIGN = 0.2  # of a run's log loss above the least of its budget: sd of what it is off by, seen from another budget
 DROP_GAIN = 0.5  # of log density; where parents are of one law with the largest budget, it stays below -0.4
 POLE = 289 / 9
 
@@ -131,7 +133,7 @@ class Surrogate:
         observations: Observations,
         *,
         noise: float | None = None,
-        drop: bool = True,
+        wary: bool = True,
         compute: float | None = None,
     ) -> Surrogate:
         """Learn from all runs so far, of any budgets.
@@ -140,7 +142,8 @@ class Surrogate:
 
         Args:
             noise: Relative sd of a run's loss over seeds where it is known; estimated by default.
-            drop: Whether other budgets that mislead about the one asked about are left out.
+            wary: Whether other budgets are believed only as far as they help with the one asked about: their bad runs
+                count less (`FOREIGN`), and budgets that mislead are left out.
             compute: The budget asked about, FLOPs; by default, or without a run at it, the largest.
 
         Raises:
@@ -156,31 +159,34 @@ class Surrogate:
         if compute is None or compute not in told:
             compute = float(max(told, default=observations.compute.max()))
         self.dropped_: tuple[float, ...] = ()
-        self._learn(observations, noise, compute)
-        while drop and (misleading := self._misleading(observations, compute)):
+        self._learn(observations, noise, compute, wary)
+        while wary and (misleading := self._misleading(observations, compute)):
             self.dropped_ += misleading
             observations = observations[~np.isin(observations.compute, misleading)]
-            self._learn(observations, noise, compute)
+            self._learn(observations, noise, compute, wary)
         best = max(self._mixture, key=lambda member: member[0])[1]
         self.mean_: MeanName = best.mean.name
         self.noise_ = float(np.sqrt(best.eta.noise_variance(np.array([np.log(compute) - self._reference]))[0]))
         return self
 
-    def _learn(self, observations: Observations, noise: float | None, asked: float) -> None:
+    def _learn(self, observations: Observations, noise: float | None, asked: float, wary: bool) -> None:
         self._reference = float(np.mean(np.log(np.unique(observations.compute))))
         h, w = self._inputs(observations.compute, observations.coordinates)
         y, censored = np.log(observations.loss), observations.censored
         spread, level = _spread_and_level(y, h, censored)
         prior = self._prior(spread, noise, observations)
-        ranges = np.array([form.range for form in self._forms])
         known, last = ~censored, observations.compute == asked
+        vague = observations.vague
+        if wary:
+            vague = np.hypot(vague, np.where(last, 0.0, FOREIGN * _excess(y, h, censored)))
+        ranges = np.array([form.range for form in self._forms])
         rows = self._tuning_rows(known, last)
         self._members: dict[MeanName, Component] = {}
         self.scores_: dict[MeanName, float] = {}
         for name in self.means:
             mean = _means.build(name, ranges, spread, level, self._drifts)
             start = self._warm.get(name, prior.mean)
-            member = Component.learn(mean, h, w, y, censored, observations.vague, prior, start, rows)
+            member = Component.learn(mean, h, w, y, censored, vague, prior, start, rows)
             self._warm[name] = member.eta.pack()
             self._members[name], self.scores_[name] = member, member.conditional(known & ~last, known & last)
         weights = np.exp([self.scores_[name] + PREFERENCE[name] - max(self.scores_.values()) for name in self.means])
@@ -364,6 +370,15 @@ def _profile(values: Array, losses: Array, bins: int = 48, each: int = 8) -> NDA
     order = np.lexsort((losses, bin_of))
     first = np.searchsorted(bin_of[order], bin_of[order])
     return np.asarray(order[np.arange(len(order)) - first < each])
+
+
+def _excess(y: Array, h: Array, censored: NDArray[np.bool_]) -> Array:
+    """Log loss above the least of the same budget, (n,); 0 where that is not known."""
+    excess = np.zeros_like(y)
+    for budget in np.unique(h):
+        here = h == budget
+        excess[here] = y[here] - y[here & ~censored].min(initial=np.inf)
+    return np.maximum(excess, 0.0, out=excess)
 
 
 def _spread_and_level(y: Array, h: Array, censored: NDArray[np.bool_]) -> tuple[float, float]:

@@ -33,7 +33,6 @@ Mask = NDArray[np.bool_]
 
 _BAND = 0.001
 _SHORTLIST = 256  # candidates whose joint posterior is worked out
-_DECEIVED = 0.05  # a law that fits is found wrong this often, which costs it no more than the edges of its band
 _EACH = 16  # runs up to which every new one refits the surrogate; beyond, one in _GROWTH of them
 _GROWTH = 1.125
 
@@ -131,7 +130,6 @@ class Belief:
         self._since: list[Run] = []
         self._known: tuple[int, Surrogate] | None = None
         self._field: tuple[Indices, Field, int] | None = None
-        self._inheritance: tuple[tuple[int, ...], Surrogate] | None = None
         self._inherited = 0
 
     # ---- learning
@@ -196,14 +194,15 @@ class Belief:
     def choose(self, allowed: Indices) -> int | None:
         """The architecture to run next, out of `allowed` (a,); ``None`` while the start is not complete.
 
-        Parents take the start's place: what they foretell comes first, and once they prove wrong, what tells most.
+        Parents take the start's place: the optimum that they foretell and, until a run has ended and says what tells
+        more, the edges of its band.
         """
         begun = len(self._history.taken)
         odds = self._odds.finishing(self._history.ended)
         hopeful = _hopeful(odds)
         allowed = allowed[hopeful[allowed]] if hopeful[allowed].any() else allowed
         if self._inherited:
-            if begun <= 2 * len(self._phase.axes) and not self._deceived():
+            if begun <= 2 * len(self._phase.axes) and not self._history.informative:
                 return self._foretold(begun, allowed, hopeful)
         elif begun < self._n_startup or not self.informed:
             return None
@@ -218,23 +217,6 @@ class Belief:
         band = self._surrogate.band(self._phase.compute, self._inputs[hopeful], axis, width=_BAND)
         distance = np.abs(self._inputs[allowed, axis] - (band.low, band.high)[side])
         return int(allowed[best_near(distance, mean)])
-
-    def _deceived(self) -> bool:
-        """Whether the study's first runs contradict what its parents predicted for them: a chi-square test."""
-        from scipy.special import chdtrc
-
-        runs = [run for run in self._history.informative if not run.vague]
-        if not runs:
-            return False
-        inherited = [(parent, parent.runs()) for parent in self._parents]
-        key = tuple(len(found) for _, found in inherited)
-        if self._inheritance is None or self._inheritance[0] != key:
-            self._inheritance = key, self._fit(inherited, [])
-        parental = self._inheritance[1]
-        mean, cov = parental.joint(self._phase.compute, self._inputs[[run.index for run in runs]])
-        missed = np.array([run.loss for run in runs]) - mean
-        cov = cov + np.diag((parental.noise_ * mean) ** 2)
-        return bool(chdtrc(len(runs), missed @ np.linalg.solve(cov, missed)) < _DECEIVED)
 
     def _most_telling(self, allowed: Indices, odds: Array) -> int:
         """The allowed architecture a run of which has the greatest value of information."""

@@ -66,10 +66,10 @@ class Recommendation:
 class TriadSampler(BaseSampler):
     """Sampler over a phase's lattice: every proposal is an architecture that meets the triad, and none comes twice.
 
-    It starts with points that cover the lattice, or, with parents, with the optimum that they predict and the edges of
-    its band. Then a surrogate, a scaling law with a Gaussian process on what the law misses, is asked at every
-    architecture of the lattice what a run there would tell about the optimum and the band. Running trials count as run;
-    pruned trials count with what their curve foretold; what lies near failed trials is avoided.
+    It starts with points that cover the lattice, or, with parents, with the optimum that they predict and, until a run
+    has ended, the edges of its band. Then a surrogate, a scaling law with a Gaussian process on what the law misses, is
+    asked at every architecture of the lattice what a run there would tell about the optimum and the band. Running
+    trials count as run; pruned trials count with what their curve foretold; what lies near failed trials is avoided.
 
     What it proposes follows from `seed` and the trials in the storage alone, so that a study continues after a reload
     as if it had not been interrupted, and processes that share a storage do not propose the same.

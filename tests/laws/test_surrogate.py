@@ -217,6 +217,25 @@ def test_a_law_that_the_largest_budget_contradicts_is_dropped() -> None:
     assert np.median(regrets) < 0.005 < alone / truth.min() - 1
 
 
+def test_a_bad_run_of_a_smaller_budget_bends_little_at_a_large_one() -> None:
+    """What is handed on is where a budget's good runs are: in bad ones noise is larger, and the law less true."""
+    bent: dict[bool, list[float]] = {True: [], False: []}
+    for seed in range(6):
+        told = runs(holistic, {1e18: 12, 1e19: 6, 1e20: 4}, 0.002, seed)
+        smaller = np.flatnonzero(told.compute == 1e18)
+        loss = told.loss.copy()
+        loss[smaller[loss[smaller].argmax()]] *= 1.02
+        for wary, found in bent.items():
+            before, after = (
+                Surrogate(AXES)
+                .fit(Observations(told.compute, told.coordinates, each), wary=wary)
+                .predict(1e20, GRID)[0]
+                for each in (told.loss, loss)
+            )
+            found.append(float(np.abs(np.log(after / before)).mean()))
+    assert np.mean(bent[True]) < 0.6 * np.mean(bent[False])
+
+
 def test_repeats_tell_the_noise() -> None:
     rng = np.random.default_rng(0)
     unit = np.repeat(rng.random((12, 2)), 3, axis=0)

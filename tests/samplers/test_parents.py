@@ -50,6 +50,27 @@ def test_then_come_edges_of_the_band(space: SearchSpace, phase: Phase) -> None:
         assert edges.max() > edges.min()
 
 
+def test_from_the_first_result_on_it_runs_what_tells_most(space: SearchSpace, phase: Phase) -> None:
+    """With the parents' noise hiding the band, runs at its foretold edges would tell next to nothing."""
+    problem = problems.make("noisy", space)
+    parents, asked = ladder(problem, 8), []
+    for tells in (False, True):
+        study = optuna.create_study(sampler=TriadSampler(phase, parents=parents, seed=0))
+        units = []
+        for number in range(4):
+            trial = study.ask(phase.distributions)
+            index = phase.index(trial.params)
+            assert index is not None
+            units.append(phase.unit[index])
+            if tells:
+                study.tell(trial, problem.loss(phase.lattice[index], phase.compute, number))
+        asked.append(np.array(units))
+    in_a_batch, in_turn = asked
+    assert (in_a_batch[0] == in_turn[0]).all()
+    spread = [np.ptp(units[1:], axis=0).max() for units in asked]
+    assert spread[1] > spread[0]
+
+
 def test_parents_are_read_in_place(space: SearchSpace, phase: Phase) -> None:
     problem = problems.make("holistic", space)
     parents = ladder(problem, 8)
