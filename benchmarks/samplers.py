@@ -77,7 +77,7 @@ SHORTER = {
     "SMAC3": 25,
     "NePS": 25,
 }  # trainings of a slow sampler; to stay right only so long is easier
-FIRST, FEWEST = 12, 2  # trainings of a ladder at its smallest budget; from one to the next half as many, but this
+FIRST, SECOND, FEWEST = 24, 6, 2  # trainings of a ladder at its smallest budgets; then half as many, but this many
 ENOUGH = 10  # seeds from which a peer's median is compared with
 OURS = ("triad", "ladder", "TPE+")
 Steps = list[tuple[int, float]]
@@ -200,7 +200,8 @@ def rungs(space: str) -> list[int]:
     """Trainings at a ladder's budgets below the largest: most at the smallest, where a law is cheap to learn, and at
     none more than one training at the largest costs."""
     *below, largest = (phase.compute for phase in phases(space))
-    return [min(max(FEWEST, FIRST >> step), round(largest / compute)) for step, compute in enumerate(below)]
+    wanted = [FIRST, *(max(FEWEST, SECOND >> step) for step in range(len(below) - 1))]
+    return [min(n, round(largest / compute)) for n, compute in zip(wanted, below, strict=True)]
 
 
 @lru_cache
