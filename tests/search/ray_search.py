@@ -1,13 +1,14 @@
 """`python ray_search.py FOLDER TEMPORARY`: a small search on a Ray cluster of two nodes, one of which is lost.
 
 In a process of its own, which its test ends where it does not end by itself. The cluster's ports are free ones and its
-files lie in TEMPORARY, so that it meets no other cluster of this machine.
+files lie in TEMPORARY, the one that tells of the running cluster too, so that it meets no other cluster of this machine.
 """
 
 from __future__ import annotations
 
 import json
 import logging
+import os
 import socket
 import sys
 from pathlib import Path
@@ -35,7 +36,10 @@ def free_port() -> int:
 def main(folder: Path, temporary: str) -> None:
     logging.getLogger("ray").setLevel(logging.ERROR)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    node: dict[str, Any] = {"num_cpus": 1, "object_store_memory": 80 * 2**20, "temp_dir": temporary}
+    os.environ["RAY_TMPDIR"] = temporary
+    files = Path(temporary, "ray")
+    files.mkdir()  # Cluster writes its address into it, whether or not `temp_dir` is elsewhere
+    node: dict[str, Any] = {"num_cpus": 1, "object_store_memory": 80 * 2**20, "temp_dir": str(files)}
     head = node | {"gcs_server_port": free_port(), "include_dashboard": False}
     cluster = Cluster(initialize_head=True, head_node_args=head)
     second = cluster.add_node(**node)
