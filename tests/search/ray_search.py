@@ -1,7 +1,7 @@
 """`python ray_search.py FOLDER TEMPORARY`: a small search on a Ray cluster of two nodes, one of which is lost.
 
 In a process of its own, which its test ends where it does not end by itself. The cluster's ports are free ones and its
-files lie in TEMPORARY, the one that tells of the running cluster too, so that it meets no other cluster of this machine.
+files lie in TEMPORARY, also the one that tells of the cluster, so that it meets no other cluster of this machine.
 """
 
 from __future__ import annotations
