@@ -240,8 +240,8 @@ def _write(folder: Path, data: str, files: dict[str, Path], vocabulary: Vocabula
     A vocabulary of which only the size is given is learned from what is trained on, and lies beside it.
 
     Raises:
-        InputError: Where there are too few documents.
-        OSError: Where it could not be written.
+        InputError: Where there are too few documents, or nothing can be written there.
+        OSError: Where it could not be written whole.
     """
     named = dict(documents(data, files))
     if len(named) < 2:
@@ -249,8 +249,12 @@ def _write(folder: Path, data: str, files: dict[str, Path], vocabulary: Vocabula
             f"{len(named)} document{'s' * (len(named) != 1)}, expected at least 2, one of them to hold out", where=data
         )
     held = _are_held_out(list(named), held_out)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    room = Path(tempfile.mkdtemp(prefix=".unfinished-", dir=folder.parent))
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        room = Path(tempfile.mkdtemp(prefix=".unfinished-", dir=folder.parent))
+    except OSError as error:
+        reason = f"cannot be written: {error.strerror}, expected a folder for prepared texts (MOE_OPTUNA_CACHE)"
+        raise InputError(reason, where=folder.parent) from None
     unfinished = room / "corpus"
     wanted = vocabulary
     try:

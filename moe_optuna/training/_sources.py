@@ -69,7 +69,13 @@ def _files_of_text(root: Path) -> tuple[Path, list[Path]]:
         root = root / "train"
     if (root / "state.json").is_file() and (rows := list(root.glob("*.arrow"))):
         return root, rows
-    return root, [path for path in root.rglob("*") if path.suffix in TEXT_SUFFIXES and path.is_file()]
+    walk = os.walk(root, onerror=_fail)  # `rglob` would pass over a folder that it may not read
+    paths = (Path(folder, name) for folder, _, names in walk for name in names)
+    return root, [path for path in paths if path.suffix in TEXT_SUFFIXES and path.is_file()]
+
+
+def _fail(error: OSError) -> None:
+    raise error
 
 
 def _modules(root: Path, prefix: str = "") -> dict[str, Path]:

@@ -539,6 +539,29 @@ def test_a_file_that_may_not_be_read_is_told(folder: Path, tmp_path: Path, monke
         find_text(Recipe(data=str(folder)))
 
 
+def test_a_folder_within_that_may_not_be_read_is_told(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And not passed over: the text would be another one."""
+    hidden = folder / "more"
+    hidden.mkdir()
+    look = os.scandir
+
+    def scandir(path: Any) -> Any:
+        if Path(path) == hidden:
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return look(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)  # who runs the tests may be allowed everything
+    for looking in (find_text, prepare):
+        with pytest.raises(InputError, match=f"^{hidden}: cannot be read: Permission denied$"):
+            looking(Recipe(data=str(folder)))
+
+
+def test_a_cache_that_cannot_be_written_is_told(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "cache").write_bytes(b"")
+    with pytest.raises(InputError, match=f"^{tmp_path}/cache/corpora: cannot be written: .*MOE_OPTUNA_CACHE"):
+        prepare(Recipe(data=str(folder)))
+
+
 @pytest.mark.parametrize("name", ["x" * 300, "x" * 300 + ".bin", "a\0b"], ids=["long", "long .bin", "zero byte"])
 def test_a_name_that_no_file_can_have(name: str) -> None:
     for looking in (find_text, prepare):
