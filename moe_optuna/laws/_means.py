@@ -8,8 +8,9 @@ q). With h the centred log of compute and w = u - 1/2 the centred coordinates:
     and slope at h = 0 and the floor E's share of it. The three forms of arXiv:2603.21862 are one: ``a / (x - 6) + b
     x`` over t = log(x - 6), ``a / (x - 1) + b / (pole - x)`` over t = logit((x - 1) / (pole - 1)), both ``2
     sqrt(ab') (cosh(t - t_opt) - 1)`` above their least value, and a quadratic. So ``phi(w) = 2 (cosh(R w) - 1) /
-    R^2`` with R the range of t over the axis, ``w^2`` at R = 0. The optimum is linear in h (a power law of x - 6),
-    the curvature a power law.
+    R^2`` with R the range of t over the axis, ``w^2`` at R = 0. The optimum is linear in h (a power law of x - 6) but
+    for a bend, which is expected to be small: without one a law is the surer of itself beyond its runs the more there
+    are, and where exponents change it is wrong. The curvature is a power law.
 `quadratic`
     A full quadratic in w whose coefficients drift with h: optima move, axes interact, no form is claimed.
 `constant`
@@ -28,6 +29,8 @@ from scipy.linalg import solve_triangular
 from moe_optuna.laws._gp import Array, cholesky
 
 MAX_STEPS = 25
+BEND = 0.05
+"""How far an optimum's drift usually changes as log compute grows by two, as a part of the drift."""
 MeanName = Literal["law", "quadratic", "constant"]
 
 
@@ -121,8 +124,8 @@ def law(ranges: Array, spread: float, level: float, drifts: Array) -> Mean:
         rate = slope / (1 - share)
         falling = np.exp(np.clip(-rate * h, -30, 30))
         total = share + (1 - share) * falling
-        place, drift, curve, growth = theta[3:].reshape(4, axes)
-        delta = w - place - drift * h[:, None]  # (n, p)
+        place, drift, bend, curve, growth = theta[3:].reshape(5, axes)
+        delta = w - optimum(place, drift, bend, h[:, None])  # (n, p)
         bounded = np.clip(wide * delta, -8, 8)
         curved = ranges > 0
         phi = np.where(curved, 2 * (np.cosh(bounded) - 1) / wide**2, delta**2)
@@ -135,6 +138,7 @@ def law(ranges: Array, spread: float, level: float, drifts: Array) -> Mean:
                 -slope * h * falling / total,
                 -strength * steep,
                 -strength * steep * h[:, None],
+                -strength * steep * h[:, None] ** 2,
                 strength * phi,
                 strength * phi * h[:, None],
             ]
@@ -142,8 +146,8 @@ def law(ranges: Array, spread: float, level: float, drifts: Array) -> Mean:
         return theta[0] + np.log(total) + (strength * phi).sum(1), jacobian
 
     curve = np.log(3 * spread)
-    mean = [level, -0.5, np.log(0.06)] + [0.0] * axes + [0.0] * axes + [curve] * axes + [0.0] * axes
-    sd = [5 * spread + 0.05, 1.5, 0.7] + [0.4] * axes + [*drifts] + [1.5] * axes + [0.05] * axes
+    mean = [level, -0.5, np.log(0.06)] + [0.0] * 3 * axes + [curve] * axes + [0.0] * axes
+    sd = [5 * spread + 0.05, 1.5, 0.7] + [0.4] * axes + [*drifts] + [*(BEND * drifts)] + [1.5] * axes + [0.05] * axes
     prior = np.array(mean)
     starts = []
     for place in (-0.25, 0.0, 0.25):
@@ -151,6 +155,11 @@ def law(ranges: Array, spread: float, level: float, drifts: Array) -> Mean:
         start[3 : 3 + axes] = place
         starts.append(start)
     return Mean("law", prior, np.array(sd), evaluate, tuple(starts))
+
+
+def optimum(place: Array, drift: Array, bend: Array, h: Array) -> Array:
+    """The law's optimum at centred log compute h, as a centred coordinate."""
+    return place + drift * h + bend * h**2
 
 
 def build(name: MeanName, ranges: Array, spread: float, level: float, drifts: Array) -> Mean:

@@ -4,7 +4,7 @@ together.
 With h the log of compute less its reference, and w the centred coordinate of an axis (t of its form, less a centre
 that moves with compute, over the searched range T):
 
-    loss = level(h) exp(sum_a exp(curve_a + growth_a h) phi_a(w_a - place_a - drift_a h))
+    loss = level(h) exp(sum_a exp(curve_a + growth_a h) phi_a(w_a - place_a - drift_a h - bend_a h^2))
 
 It is the surrogate's law (`_means.law`); budgets share it, so that six noisy runs at one budget lean on those at the
 others.
@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from moe_optuna.laws._means import optimum
 from moe_optuna.laws.axis import Array, AxisFit, AxisForm
 from moe_optuna.laws.band import BAND, interval
 from moe_optuna.laws.published import PUBLISHED
@@ -85,7 +86,7 @@ class PhaseLaw:
         phase: 0, 1 or 2.
         reference: Log of compute at h = 0.
         theta, covariance: Coefficients (q,) = (log level at h = 0, NaN where it is not known, logit of the floor's
-            share of it, log of its slope, place..., drift..., curve..., growth...) and their covariance.
+            share of it, log of its slope, place..., drift..., bend..., curve..., growth...) and their covariance.
         noise: Relative sd of a run over seeds.
         points: Runs behind it.
         mean: Which of law, quadratic and constant predicted the largest budget best from the smaller ones.
@@ -214,9 +215,10 @@ class PhaseLaw:
     def _axis(self, name: str, h: Array, draws: int = DRAWS) -> tuple[LawAxis, Array, Array]:
         """An axis, its optimum w and its curvature at h (b,), (s, b) each."""
         index = [axis.name for axis in self.axes].index(name)
-        place, drift, curve, growth = self.draws(draws)[:, 3:].reshape(-1, 4, len(self.axes))[:, :, index].T[..., None]
+        coefficients = self.draws(draws)[:, 3:].reshape(-1, 5, len(self.axes))[:, :, index]
+        place, drift, bend, curve, growth = coefficients.T[..., None]
         strength = np.exp(np.clip(curve + growth * h, -20, 5))
-        return self.axes[index], place + drift * h, strength
+        return self.axes[index], optimum(place, drift, bend, h), strength
 
     # ---- files
 
@@ -253,7 +255,7 @@ class PhaseLaw:
             for a in data["axes"]
         )  # fmt: skip
         theta, covariance = np.array(data["theta"], float), np.array(data["covariance"], float)
-        if theta.shape != (3 + 4 * len(axes),) or covariance.shape != 2 * theta.shape:
+        if theta.shape != (3 + 5 * len(axes),) or covariance.shape != 2 * theta.shape:
             raise ValueError(f"theta {theta.shape} and covariance {covariance.shape} for {len(axes)} axes")
         if not (np.isfinite(theta[1:]).all() and np.isfinite(covariance).all()):  # null: the level is not known
             raise ValueError("theta or covariance is not finite")

@@ -54,7 +54,7 @@ def phases() -> dict[int, PhaseLaw]:
 def _line(
     name: str, form: AxisForm, ends: Array, h: Array, optima: Array, curve: float, moving: bool = False
 ) -> tuple[LawAxis, Array, Array]:
-    """An axis, its (place, drift, curve, growth) and their covariance, from optima over t at h.
+    """An axis, its (place, drift, bend, curve, growth) and their variances, from optima over t at h.
 
     Args:
         ends: The searched range of t.
@@ -68,9 +68,9 @@ def _line(
     variance = float(residual @ residual) / (len(h) - 2)
     centre = level if moving else float(ends.mean())
     axis = LawAxis(name, form, centre, slope * moving, extent)
-    theta = np.array([(level - centre) / extent, slope * (not moving) / extent, np.log(curve * extent**2), 0.0])
+    theta = np.array([(level - centre) / extent, slope * (not moving) / extent, 0.0, np.log(curve * extent**2), 0.0])
     place = variance / len(h) / extent**2 + moving / 12
-    return axis, theta, np.array([place, variance / float(h @ h) / extent**2, CURVE_SD**2, GROWTH_SD**2])
+    return axis, theta, np.array([place, variance / float(h @ h) / extent**2, 0.0, CURVE_SD**2, GROWTH_SD**2])
 
 
 def _law(phase: int, lines: list[tuple[LawAxis, Array, Array]]) -> PhaseLaw:
