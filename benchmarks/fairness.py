@@ -9,6 +9,10 @@ data order. `excess` is the rule's mean loss over the least mean loss of the fiv
 larger than it is; `error` the standard error of that difference over seeds; `smooth` the same excess on a parabola
 through the five means, which is least at the factor `best`.
 
+    python benchmarks/fairness.py --space lab --compute 1e12 --widths 32 64 128 256 512 --seeds 2 --out fairness-widths
+
+sweeps the same at widths in place of corners: of phase 1's architectures of the width nearest to each, the middlemost.
+
 Results are written after each training and resumed, as long as the rule has not changed.
 """
 
@@ -58,6 +62,17 @@ def corners(space: SearchSpace, compute: float) -> dict[str, MoEArchitecture]:
     return found
 
 
+def of_widths(space: SearchSpace, compute: float, widths: list[int]) -> dict[str, MoEArchitecture]:
+    """For each width, of phase 1's architectures of the width nearest to it that in the middle of the coordinates."""
+    phase = space.phase_one(compute)
+    d_model, aside = phase.lattice.arrays["d_model"], ((phase.unit - 0.5) ** 2).sum(1)
+    nearest = {int(d_model[np.abs(np.log(d_model / width)).argmin()]) for width in widths}
+    return {
+        f"width {width}": phase.lattice[int(np.where(d_model == width, aside, np.inf).argmin())]
+        for width in sorted(nearest)
+    }
+
+
 def identity(a: MoEArchitecture, compute: float, recipe: Recipe) -> str:
     """A hash of what the rule sets for an architecture: schedule, rates and initial values."""
     hyper = hyperparameters(a, compute=compute, tokens=tokens(a, compute), recipe=recipe)
@@ -94,6 +109,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--space", default="cpu")
     parser.add_argument("--budgets", type=int, nargs="+", default=[1, 3], help="positions in the ladder, from 1")
+    parser.add_argument("--compute", type=float, nargs="+", help="FLOPs, in place of the ladder's budgets")
+    parser.add_argument("--widths", type=int, nargs="+", help="widths, in place of corners")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--limit", type=float, default=float("inf"), help="stop after so many seconds; run again")
     parser.add_argument("--out", default="fairness")
@@ -103,9 +120,9 @@ def main() -> None:
     path, begin = RESULTS / f"{arguments.out}.json", time.monotonic()
     known: dict[str, Any] = json.loads(path.read_text())["data"] if path.is_file() else {}
     wanted: dict[str, Any] = {}
-    for position in arguments.budgets:
-        compute = space.budgets[position - 1]
-        for name, a in corners(space, compute).items():
+    for compute in arguments.compute or [space.budgets[position - 1] for position in arguments.budgets]:
+        chosen = of_widths(space, compute, arguments.widths) if arguments.widths else corners(space, compute)
+        for name, a in chosen.items():
             key, rule = f"{compute:.3g} {name}", identity(a, compute, base)
             entry = known.get(key)
             if entry is None or entry["rule"] != rule:
