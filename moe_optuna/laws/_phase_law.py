@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy.special import expit
 
 from moe_optuna.laws._means import optimum
 from moe_optuna.laws.axis import Array, AxisFit, AxisForm
@@ -32,6 +33,7 @@ DRAWS = 400
 USUAL_EXPONENT = {"flops_per_token": PUBLISHED["holistic_flops_per_token"].coefficients["b"], "d_model": 0.22}
 USUAL_ERROR = 0.1  # of it: how far exponents, of t in compute, are from the usual ones
 LEAST_RANGE = 0.2
+LARGEST = 100.0  # logs and parts of a searched range: no law's are as large, and exponentials of larger ones overflow
 
 
 @dataclass(frozen=True)
@@ -152,16 +154,16 @@ class PhaseLaw:
     def level(self, compute: ArrayLike) -> Array:
         """Least loss at budgets (b,), nats per token: the best in row 0, then draws, (s, b)."""
         theta, h = self.draws()[:, :3, None], self._h(compute)
-        share = 1 / (1 + np.exp(-theta[:, 1]))
-        rate = np.exp(theta[:, 2]) / (1 - share)
-        return np.asarray(np.exp(theta[:, 0]) * (share + (1 - share) * np.exp(np.clip(-rate * h, -30, 30))))
+        share, rest = expit(theta[:, 1]), expit(-theta[:, 1])
+        rate = np.exp(np.clip(theta[:, 2], -30, 30)) / np.maximum(rest, 1e-30)
+        return np.asarray(np.exp(theta[:, 0]) * (share + rest * np.exp(np.clip(-rate * h, -30, 30))))
 
     def floor(self) -> tuple[float, tuple[float, float], bool]:
         """The loss that no compute goes below, its 95 % interval, and whether the runs rather than the prior say
         so.
         """
         theta = self.draws()
-        floors = np.exp(theta[:, 0]) / (1 + np.exp(-theta[:, 1]))
+        floors = np.exp(theta[:, 0]) * expit(theta[:, 1])
         return float(floors[0]), interval(floors[1:]), bool(self.covariance[1, 1] < 0.5)
 
     def optima(self, name: str, compute: ArrayLike) -> Array:
@@ -259,6 +261,8 @@ class PhaseLaw:
             raise ValueError(f"theta {theta.shape} and covariance {covariance.shape} for {len(axes)} axes")
         if not (np.isfinite(theta[1:]).all() and np.isfinite(covariance).all()):  # null: the level is not known
             raise ValueError("theta or covariance is not finite")
+        if (np.abs(theta[1:]) > LARGEST).any() or (np.abs(covariance) > LARGEST**2).any():
+            raise ValueError(f"theta or covariance beyond {LARGEST:g} and its square")
         return cls(
             int(data["phase"]), axes, float(data["reference"]), theta, covariance, float(data["noise"]),
             int(data["points"]), str(data["mean"]), int(data["seed"]),

@@ -27,6 +27,7 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy.special import expit
 
 from moe_optuna.errors import InputError
 from moe_optuna.laws.band import BAND, Band, interval
@@ -81,7 +82,7 @@ class AxisForm:
         """The inverse of `t`."""
         t = np.asarray(t, float)
         if self.name == "two_pole":
-            return np.asarray(1 + (self.pole - 1) / (1 + np.exp(-t)))
+            return np.asarray(1 + (self.pole - 1) * expit(t))
         return np.asarray(np.exp(t) + LOWER_POLE[self.name])
 
     def optimum_t(self, a: Array, b: Array) -> Array:
