@@ -26,6 +26,7 @@ run again replaces its rows, what is there already is left out with ``--resume``
 from __future__ import annotations
 
 import argparse
+import ctypes
 import dataclasses
 import gc
 import json
@@ -44,6 +45,7 @@ from torch import Tensor
 import moe_optuna.training.experts as experts_module
 from moe_optuna.architecture import MoEArchitecture
 from moe_optuna.training import MoELanguageModel, Recipe, native, train
+from moe_optuna.training._blas import sgemm
 from moe_optuna.training.model import Layer
 from moe_optuna.training.optimizer import FlatAdamW
 from moe_optuna.training.parameters import initialise, parameter_groups
@@ -209,10 +211,17 @@ def variant(name: str, a: MoEArchitecture, tokens: Tensor) -> Step:
 
 
 def matrix_rate(device: torch.device) -> float:
-    """FLOPs per second of a large product in the type that training uses; the best of a few."""
+    """FLOPs per second of a large product in the type that training uses; the best of a few, on a CPU of torch's and of
+    those that the compiled step calls."""
     n, dtype = (512, torch.float32) if device.type == "cpu" else (8192, torch.bfloat16)
     x = torch.randn(n, n, device=device, dtype=dtype)
-    return max(2 * n**3 / timed(lambda: x @ x, device) for _ in range(3))
+    products: list[Step] = [lambda: x @ x]
+    if device.type == "cpu" and native.library() is not None:
+        y, order, one = torch.empty_like(x), ctypes.byref(ctypes.c_int(n)), ctypes.byref(ctypes.c_float(1))
+        a, b = ctypes.c_void_p(x.data_ptr()), ctypes.c_void_p(y.data_ptr())
+        zero = ctypes.byref(ctypes.c_float(0))
+        products.append(lambda: sgemm()(b"N", b"N", order, order, order, one, a, order, a, order, zero, b, order))
+    return max(2 * n**3 / timed(product, device) for product in products for _ in range(3))
 
 
 def timed(step: Step, device: torch.device) -> float:

@@ -35,6 +35,19 @@ static void product(char ta, char tb, int m, int n, int k, float alpha, const fl
     gemm(&tb, &ta, &n, &m, &k, &alpha, b, &ldb, a, &lda, &beta, c, &ldc);
 }
 
+/* The same, a part of the rows of c by each thread. */
+static void product_shared(int threads, char ta, char tb, int m, int n, int k, const float *a, int lda, const float *b,
+                           int ldb, float beta, float *c, int ldc) {
+    if (threads == 1) { /* which need not be called a team */
+        product(ta, tb, m, n, k, 1, a, lda, b, ldb, beta, c, ldc);
+        return;
+    }
+    int chunk = ((m + threads - 1) / threads + LANES - 1) / LANES * LANES;
+    PARALLEL FOR for (int first = 0; first < m; first += chunk)
+        product(ta, tb, m - first < chunk ? m - first : chunk, n, k, 1, a + (ta == 'T' ? first : (size_t)first * lda),
+                lda, b, ldb, beta, c + (size_t)first * ldc, ldc);
+}
+
 static float *numbers(size_t n) {
     void *memory = NULL;
     return posix_memalign(&memory, 64, (n ? n : 1) * sizeof(float)) ? NULL : memory;
@@ -644,25 +657,25 @@ static size_t lay_out(const Shape *s, int training, float *memory, Scratch *betw
 }
 
 /* y = x w' + keep y, of w (out, in). */
-static void linear(int T, int in, int out, const float *x, const float *w, float keep, float *y) {
-    product('N', 'T', T, out, in, 1, x, in, w, in, keep, y, out);
+static void linear(int T, int in, int out, const float *x, const float *w, float keep, float *y, int threads) {
+    product_shared(threads, 'N', 'T', T, out, in, x, in, w, in, keep, y, out);
 }
 
 /* dw, and dx = dy w + keep dx. */
 static void linear_backward(int T, int in, int out, const float *x, const float *w, const float *dy, float *dw,
-                            float keep, float *dx) {
-    product('T', 'N', out, in, T, 1, dy, out, x, in, 0, dw, in);
-    product('N', 'N', T, in, out, 1, dy, out, w, in, keep, dx, in);
+                            float keep, float *dx, int threads) {
+    product_shared(threads, 'T', 'N', out, in, T, dy, out, x, in, 0, dw, in);
+    product_shared(threads, 'N', 'N', T, in, out, dy, out, w, in, keep, dx, in);
 }
 
 static void attend(const Shape *s, const Layer *w, const float *table, Kept *k) {
     int T = s->B * s->S, D = s->D, width = s->H * s->C;
     rms_forward(T, D, k->x, w->attention_gain, k->normed, k->inverse, s->threads);
-    linear(T, D, width + 2 * s->G * s->C, k->normed, w->qkv, 0, k->qkv);
+    linear(T, D, width + 2 * s->G * s->C, k->normed, w->qkv, 0, k->qkv, s->threads);
     attention_forward(s->B, s->S, s->H, s->G, s->C, k->qkv, w->query_gain, w->key_gain, table, k->qk, k->head_inverse,
                       k->heads, k->lse, s->threads);
     memcpy(k->middle, k->x, (size_t)T * D * sizeof(float));
-    linear(T, width, D, k->heads, w->output, 1, k->middle);
+    linear(T, width, D, k->heads, w->output, 1, k->middle, s->threads);
 }
 
 /* between->dx is the gradient of what comes out and becomes that of what goes in. */
@@ -670,28 +683,29 @@ static void attend_backward(const Shape *s, const Layer *w, const float *table, 
                             const Scratch *between) {
     int T = s->B * s->S, D = s->D, width = s->H * s->C;
     float *dx = between->dx, *dnormed = between->dnormed, *narrow = between->narrow, *wide = between->wide;
-    linear_backward(T, width, D, k->heads, w->output, dx, d->output, 0, narrow);
+    linear_backward(T, width, D, k->heads, w->output, dx, d->output, 0, narrow, s->threads);
     attention_backward(s->B, s->S, s->H, s->G, s->C, k->qkv, w->query_gain, w->key_gain, table, k->qk, k->head_inverse,
                        k->heads, k->lse, narrow, wide, d->query_gain, d->key_gain, s->threads);
-    linear_backward(T, D, width + 2 * s->G * s->C, k->normed, w->qkv, wide, d->qkv, 0, dnormed);
+    linear_backward(T, D, width + 2 * s->G * s->C, k->normed, w->qkv, wide, d->qkv, 0, dnormed, s->threads);
     rms_backward(T, D, k->x, w->attention_gain, k->inverse, dnormed, dx, dx, d->attention_gain, s->threads);
 }
 
 /* out += the SwiGLU block of `hidden` features. */
 static void feed(const Shape *s, int hidden, const float *gate_up, const float *down, Kept *k, float *out) {
     int T = s->B * s->S, D = s->D;
-    linear(T, D, 2 * hidden, k->block_normed, gate_up, 0, k->gate_up);
+    linear(T, D, 2 * hidden, k->block_normed, gate_up, 0, k->gate_up, s->threads);
     swiglu_forward(T, hidden, k->gate_up, k->hidden, s->threads);
-    linear(T, hidden, D, k->hidden, down, 1, out);
+    linear(T, hidden, D, k->hidden, down, 1, out, s->threads);
 }
 
 /* between->dnormed = its gradient + keep of what it was. */
 static void feed_backward(const Shape *s, int hidden, const float *gate_up, const float *down, const Kept *k,
                           float *dgate_up, float *ddown, float keep, const Scratch *between) {
     int T = s->B * s->S, D = s->D;
-    linear_backward(T, hidden, D, k->hidden, down, between->dx, ddown, 0, between->narrow);
+    linear_backward(T, hidden, D, k->hidden, down, between->dx, ddown, 0, between->narrow, s->threads);
     swiglu_backward(T, hidden, k->gate_up, between->narrow, between->wide, s->threads);
-    linear_backward(T, D, 2 * hidden, k->block_normed, gate_up, between->wide, dgate_up, keep, between->dnormed);
+    linear_backward(T, D, 2 * hidden, k->block_normed, gate_up, between->wide, dgate_up, keep, between->dnormed,
+                    s->threads);
 }
 
 /* The block behind attention; the router's loss. */
@@ -704,7 +718,7 @@ static float block(const Shape *s, int dense, const Layer *w, Kept *k, const Scr
         feed(s, s->dense_hidden, w->gate_up, w->down, k, out);
         return 0;
     }
-    linear(T, D, s->E, k->block_normed, w->router, 0, k->logits);
+    linear(T, D, s->E, k->block_normed, w->router, 0, k->logits, s->threads);
     route_forward(T, s->E, s->K, s->B, s->softmax, s->balance, s->z, k->logits, w->bias, k->score, k->expert, k->weight,
                   k->sum, k->total, k->router_lse, k->weigh, k->count, &loss, k->visit, k->place, k->end, s->threads);
     for (int e = 0; w->load && e < s->E; e++) w->load[e] += k->count[e];
@@ -726,7 +740,7 @@ static void block_backward(const Shape *s, int dense, const Layer *w, const Kept
                          s->threads);
         route_backward(T, s->E, s->K, s->B, s->softmax, s->z, k->logits, k->score, k->expert, k->weight, k->sum,
                        k->total, k->router_lse, k->weigh, narrow, drouter, wide, s->threads);
-        linear_backward(T, D, s->E, k->block_normed, w->router, wide, d->router, 1, dnormed);
+        linear_backward(T, D, s->E, k->block_normed, w->router, wide, d->router, 1, dnormed, s->threads);
         if (w->shared_down)
             feed_backward(s, s->shared_hidden, w->shared_gate_up, w->shared_down, k, d->shared_gate_up, d->shared_down,
                           1, between);
@@ -761,7 +775,7 @@ int model_forward(const Shape *s, const Model *w, const float *table, const int6
         losses[1] += block(s, l < s->dense_layers, w->layer + l, kept + l, &between, kept[l + 1].x);
     }
     rms_forward(T, D, last->x, w->gain, last->normed, last->inverse, s->threads);
-    linear(T, D, s->V, last->normed, w->head, 0, last->logits);
+    linear(T, D, s->V, last->normed, w->head, 0, last->logits, s->threads);
     entropy_forward(T, s->V, last->logits, target, last->lse, losses, s->threads);
     free(kept);
     return 1;
@@ -776,7 +790,7 @@ void model_backward(const Shape *s, const Model *w, const float *table, const in
     lay_out(s, 1, memory, &between, kept);
     float *dx = between.dx;
     entropy_backward(T, s->V, last->logits, target, last->lse, dloss, between.wide, s->threads);
-    linear_backward(T, D, s->V, last->normed, w->head, between.wide, d->head, 0, between.dnormed);
+    linear_backward(T, D, s->V, last->normed, w->head, between.wide, d->head, 0, between.dnormed, s->threads);
     memset(dx, 0, (size_t)T * D * sizeof(float));
     rms_backward(T, D, last->x, w->gain, last->inverse, between.dnormed, dx, dx, d->gain, s->threads);
     for (int l = s->layers - 1; l >= 0; l--) {

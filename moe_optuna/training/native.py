@@ -3,8 +3,8 @@
 A step of a small model takes a millisecond of arithmetic; sublayer by sublayer torch and Python take several more.
 
 The compiler is the machine's own (``$CC``, or ``cc``); what it makes is cached under `cache_folder` by a hash of source
-and target. Without a compiler, without an `sgemm` in torch's library, or with ``MOE_OPTUNA_NATIVE=0`` there is no
-library, `takes` says so, and torch's operations run.
+and target. Without a compiler, without an `sgemm` (`_blas.py`), or with ``MOE_OPTUNA_NATIVE=0`` there is no library,
+`takes` says so, and torch's operations run.
 
 Shapes: B sequences, S context, T = B S tokens, H query heads, G key and value heads, C head features.
 """
@@ -28,6 +28,7 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.nn import Parameter
 
+from moe_optuna.training._blas import sgemm
 from moe_optuna.training._corpus import cache_folder
 from moe_optuna.training.kernels import apply
 
@@ -49,8 +50,7 @@ def library() -> ctypes.CDLL | None:
     if os.environ.get("MOE_OPTUNA_NATIVE") == "0":
         return None
     try:
-        product = ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / "libtorch_cpu.so")).sgemm_
-        loaded = _built()
+        product, loaded = sgemm(), _built()
     except (OSError, AttributeError, subprocess.SubprocessError):
         return None
     if loaded is None:
