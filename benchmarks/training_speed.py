@@ -7,6 +7,7 @@
 
 Variants
     moe_optuna         this project's model and optimizer, its operations compiled (`native`)
+    mkl, openblas      the same, its matrix products by one library or the other, whichever the machine's choice is
     plain              the same in torch's operations, one node a sublayer: what runs without a compiler
     modules            the same operation by operation through autograd
     loop               modules, with a loop over experts in place of the grouped product
@@ -31,6 +32,7 @@ import dataclasses
 import gc
 import json
 import multiprocessing
+import os
 import re
 import statistics
 import time
@@ -70,15 +72,14 @@ CPU = {
     "cpu-3": architecture(32, 1, 4, 2, 1, 16, 32, 16, 2, context=128),
 }
 # Name: architecture, sequences a step. Of the middle of a space's lattices: `cpu` at 2e10, 1e11 and 2.4e11 FLOPs, `lab`
-# at 1e13, 1e14 and 1e15, with at most 4096 tokens and bytes; `holistic` at 1e18, with a shorter context and a small
-# vocabulary.
+# at 1e13, 1e14 and 1e15, with at most 4096 tokens; `holistic` at 1e18, with a shorter context and a small vocabulary.
 # The rule of `moe_optuna.training.rules` asks for fewer sequences at the sizes of `cpu`, in "trial".
 SIZES: dict[str, tuple[MoEArchitecture, int]] = {
     **{name: (a, sequences) for (name, a), sequences in zip(CPU.items(), (4, 8, 11), strict=True)},
     **{f"{name} trial": (a, sequences) for (name, a), sequences in zip(CPU.items(), (2, 3, 4), strict=True)},
-    "lab-1": (architecture(96, 1, 3, 4, 2, 32, 64, 64, 4, context=512, vocab=256), 8),
-    "lab-2": (architecture(144, 2, 5, 8, 4, 32, 48, 64, 4, context=512, vocab=256), 8),
-    "lab-3": (architecture(208, 2, 9, 8, 4, 64, 48, 64, 4, context=512, vocab=256), 4),
+    "lab-1": (architecture(96, 1, 3, 4, 2, 32, 64, 64, 4, context=512), 8),
+    "lab-2": (architecture(144, 2, 5, 8, 4, 32, 48, 64, 4, context=512), 8),
+    "lab-3": (architecture(208, 2, 9, 8, 4, 64, 48, 64, 4, context=512), 4),
     "holistic-1": (architecture(720, 3, 6, 4, 2, 64, 48, 288, 8, context=1024, vocab=8192), 1),
 }
 
@@ -189,7 +190,31 @@ def hugging_face(family: str, implementation: str, a: MoEArchitecture, tokens: T
 FIELD = [
     f"{family}/{how}" for family in ("mixtral", "qwen3_moe", "olmoe") for how in ("eager", "batched_mm", "grouped_mm")
 ]
-OURS = ["plain", "modules", "loop", "capacity", "dense"]
+PRODUCTS = {"mkl": "torch", "openblas": "openblas"}
+OURS = [*PRODUCTS, "plain", "modules", "loop", "capacity", "dense"]
+
+
+def by_products(step: Step, choice: str) -> Step:
+    """`step` with the products of one library while it runs."""
+    library: Any = native.library()
+    before = os.environ.get("MOE_OPTUNA_BLAS")
+    own = ctypes.cast(sgemm(), ctypes.c_void_p)
+    os.environ["MOE_OPTUNA_BLAS"] = choice
+    try:
+        other = ctypes.cast(sgemm.__wrapped__(), ctypes.c_void_p)
+    finally:
+        del os.environ["MOE_OPTUNA_BLAS"]
+        if before is not None:
+            os.environ["MOE_OPTUNA_BLAS"] = before
+
+    def run() -> None:
+        library.use_gemm(other)
+        try:
+            step()
+        finally:
+            library.use_gemm(own)
+
+    return run
 
 
 def variant(name: str, a: MoEArchitecture, tokens: Tensor) -> Step:
@@ -200,6 +225,8 @@ def variant(name: str, a: MoEArchitecture, tokens: Tensor) -> Step:
     step = trainable(a, tokens)[0]
     if name == "moe_optuna":
         return step
+    if name in PRODUCTS:
+        return by_products(step, PRODUCTS[name])
     if name == "plain":
         return patched(step, native, "takes", lambda x: False)
     modules = patched(step, Layer, "can_fuse", lambda self, x: False)

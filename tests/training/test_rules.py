@@ -11,22 +11,41 @@ from moe_optuna.errors import InputError
 from moe_optuna.training import Recipe
 from moe_optuna.training.model import MoELanguageModel
 from moe_optuna.training.parameters import parameter_groups
-from moe_optuna.training.rules import EMBEDDING_FACTOR, Hyperparameters, hyperparameters
+from moe_optuna.training.rules import EMBEDDING_FACTOR, Hyperparameters, hyperparameters, rate_factor
 
 Build = Callable[..., MoEArchitecture]
 
 
-def test_exponents_are_those_of_the_law(architecture: Build) -> None:
-    """Ling's: rate C^-0.1529, batch C^0.3644; the batch in whole sequences of every device."""
+def test_the_batch_is_that_of_the_law(architecture: Build) -> None:
+    """Ling's exponent, C^0.3644; in whole sequences of every device."""
     a = architecture()
     low, high = (hyperparameters(a, compute=c, tokens=10**6, recipe=Recipe()) for c in (1e13, 1e17))
-    assert high.learning_rate / low.learning_rate == pytest.approx(1e4**-0.1529, rel=0.02)
     assert high.sequences / low.sequences == pytest.approx(1e4**0.3644, rel=0.02)
     for devices in (1, 3):
         hyper = hyperparameters(a, compute=1e13, tokens=10**6, recipe=Recipe(), multiple=devices)
         assert hyper.sequences % devices == 0
         per_step = hyper.sequences * a.context_length
         assert abs(hyper.steps * per_step - 10**6) <= per_step / 2
+
+
+@pytest.mark.parametrize(
+    ("compute", "narrowest", "widest", "published"),
+    [
+        (1e18, 288, 744, 1.20e-3),
+        (3e18, 456, 1000, 1.00e-3),
+        (1e19, 648, 1272, 8.28e-4),
+        (3e19, 832, 1736, 6.95e-4),
+        (1e20, 1024, 1864, 5.74e-4),
+        (3e20, 1248, 2200, 4.82e-4),
+    ],
+)
+def test_the_rate_is_the_published_one_at_published_widths(
+    architecture: Build, compute: float, narrowest: int, widest: int, published: float
+) -> None:
+    """arXiv:2603.21862: its one rate for all matrices at each budget, and the widths that it swept there."""
+    hyper = hyperparameters(architecture(), compute=compute, tokens=10**9, recipe=Recipe())
+    middle = round(math.sqrt(narrowest * widest))
+    assert hyper.learning_rate * rate_factor(middle) == pytest.approx(published, rel=0.15)
 
 
 def test_the_rate_goes_with_the_root_of_the_batch(architecture: Build) -> None:
@@ -49,8 +68,8 @@ def test_the_same_for_every_architecture_but_for_widths(architecture: Build) -> 
 
 
 def test_rates_by_fan_in(architecture: Build) -> None:
-    """A quarter of the fan-in doubles the rate; what is not a matrix has the rule's rate and no weight decay, an
-    embedding a multiple of it unless it is the head as well."""
+    """A quarter of the fan-in has 4^0.7 times the rate; what is not a matrix has the rule's rate and no weight decay,
+    an embedding a multiple of it unless it is the head as well."""
     model = MoELanguageModel(architecture(d_model=64, d_expert=16))
     tied = MoELanguageModel(architecture(tied_embeddings=True))
     hyper = hyperparameters(model.architecture, compute=1e12, tokens=10**6, recipe=Recipe())
@@ -58,7 +77,7 @@ def test_rates_by_fan_in(architecture: Build) -> None:
     assert len(found) == sum(1 for _ in model.parameters())
     experts, norm = model.layers[1].block.experts, model.norm.gain
     wide, narrow = found[id(experts.gate_up_EGD)], found[id(experts.down_EDF)]
-    assert narrow["lr"] == pytest.approx(2 * wide["lr"])
+    assert narrow["lr"] == pytest.approx(4**0.7 * wide["lr"])
     found |= {id(p): g for g in parameter_groups(tied, hyper) for p in g["params"]}
     for plain, factor in ((norm, 1), (tied.embedding.weight, 1), (model.embedding.weight, EMBEDDING_FACTOR)):
         assert found[id(plain)]["lr"] == factor * hyper.learning_rate
