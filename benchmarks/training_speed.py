@@ -261,6 +261,13 @@ def timed(step: Step, device: torch.device) -> float:
     return time.perf_counter() - begin
 
 
+def warm(step: Step, device: torch.device, count: int) -> float:
+    """Mean seconds of `count` steps after one more, as in a training: what ran before leaves its own in the caches, by
+    which a small step would take a fifth longer after a large product than after its like."""
+    step()
+    return statistics.fmean(timed(step, device) for _ in range(count))
+
+
 def measure(size: str, name: str, seconds: float, device: torch.device) -> dict[str, Any]:
     """One variant and `moe_optuna` in turns, for about `seconds`, at least three rounds."""
     a, sequences = SIZES[size]
@@ -274,10 +281,12 @@ def measure(size: str, name: str, seconds: float, device: torch.device) -> dict[
         mine, other = timed(ours, device), timed(theirs, device)
     rounds = [(mine, other, matrix_rate(device))]
     if other < 30 * mine:
-        rounds = []
+        rounds, steps = [], max(1, round(0.03 / mine))
         end = time.perf_counter() + seconds
         while len(rounds) < 3 or (time.perf_counter() < end and len(rounds) < 200):
-            rounds.append((timed(ours, device), timed(theirs, device), matrix_rate(device)))
+            turns = [(0, ours), (1, theirs)][:: 1 if len(rounds) % 2 else -1]  # the first may be the slower for it
+            mine, other = (taken for _, taken in sorted((i, warm(step, device, steps)) for i, step in turns))
+            rounds.append((mine, other, matrix_rate(device)))
     per_token = (dense_of(a) if name == "dense" else a).non_embedding.flops_per_token
     count, time_of = sequences * a.context_length, statistics.median(other for _, other, _ in rounds)
     own = statistics.median(mine for mine, _, _ in rounds)

@@ -804,3 +804,59 @@ void model_backward(const Shape *s, const Model *w, const float *table, const in
     }
     free(kept);
 }
+
+/* ---- the bias of each router (L, each E), by the loads (L, E) of a step */
+
+void balance(int L, int E, const float *load, float *const *bias, float rate) {
+    for (int l = 0; l < L; l++, load += E) {
+        float total = 0, lean = 0;
+        SIMD_SUM(total) for (int e = 0; e < E; e++) total += load[e];
+        float mean = total / E;
+        SIMD_SUM(lean) for (int e = 0; e < E; e++) lean += (float)(load[e] < mean) - (load[e] > mean);
+        SIMD for (int e = 0; e < E; e++)
+            bias[l][e] += rate * ((float)(load[e] < mean) - (load[e] > mean) - lean / E);
+    }
+}
+
+/* ---- AdamW (arXiv:1711.05101) of groups side by side, after clipping the norm of their whole gradient */
+
+typedef struct {
+    int64_t size;
+    float rate, decay;
+} Group;
+
+/* Step `step` (from 1). The norm before clipping is returned: of parts of a fixed size, so that threads change no bit. */
+float adamw(int groups, const Group *group, int64_t step, double beta1, double beta2, float eps, float clip,
+            const float *gradient, float *value, float *first, float *second, int threads) {
+    int64_t n = 0, size = 4096;
+    for (int g = 0; g < groups; g++) n += group[g].size;
+    int64_t parts = (n + size - 1) / size;
+    float *part = numbers(parts);
+    PARALLEL FOR for (int64_t p = 0; p < parts; p++) {
+        int64_t last = (p + 1) * size < n ? (p + 1) * size : n;
+        float s = 0;
+        SIMD_SUM(s) for (int64_t i = p * size; i < last; i++) s += gradient[i] * gradient[i];
+        part[p] = s;
+    }
+    double sum = 0;
+    for (int64_t p = 0; p < parts; p++) sum += part[p];
+    free(part);
+    float norm = sqrt(sum), scale = norm > clip ? clip / norm : isnan(norm) ? norm : 1;
+    float lean1 = 1 - beta1, lean2 = 1 - beta2, keep2 = beta2;
+    float root = 1 / sqrt(1 - pow(beta2, step));
+    int64_t start = 0;
+    for (int g = 0; g < groups; start += group[g++].size) {
+        float move = group[g].rate / (1 - pow(beta1, step)), shrink = 1 - group[g].rate * group[g].decay;
+        int64_t last = start + group[g].size;
+        PARALLEL FOR for (int64_t i = start; i < last; i += size) {
+            int64_t end = i + size < last ? i + size : last;
+            SIMD for (int64_t j = i; j < end; j++) {
+                float slope = gradient[j] * scale;
+                float m = first[j] += (slope - first[j]) * lean1;
+                float v = second[j] = second[j] * keep2 + slope * slope * lean2;
+                value[j] = value[j] * shrink - move * m / (sqrtf(v) * root + eps);
+            }
+        }
+    }
+    return norm;
+}

@@ -1,4 +1,5 @@
-"""A model's losses and all its gradients in one call of C each: `native.c`, compiled where it is first needed.
+"""A model's losses, all its gradients and the optimizer's step in one call of C each: `native.c`, compiled where it is
+first needed.
 
 A step of a small model takes a millisecond of arithmetic; sublayer by sublayer torch and Python take several more.
 
@@ -32,7 +33,7 @@ from moe_optuna.training._blas import sgemm
 from moe_optuna.training._corpus import cache_folder
 from moe_optuna.training.kernels import apply
 
-__all__ = ["PER_LAYER", "Shape", "Step", "library", "losses", "takes"]
+__all__ = ["PER_LAYER", "Group", "Shape", "Step", "library", "losses", "takes"]
 
 _SOURCE = Path(__file__).with_name("native.c")
 _FLAGS = ("-std=gnu11", "-O3", "-fno-math-errno", "-fno-trapping-math", "-fPIC", "-shared")
@@ -60,6 +61,9 @@ def library() -> ctypes.CDLL | None:
     loaded.model_memory.argtypes, loaded.model_memory.restype = [pointer, integer], ctypes.c_size_t
     loaded.model_forward.argtypes = [pointer] * 5 + [integer] + [pointer] * 2
     loaded.model_backward.argtypes, loaded.model_backward.restype = [pointer] * 9, None
+    loaded.balance.argtypes, loaded.balance.restype = [integer] * 2 + [pointer] * 2 + [ctypes.c_float], None
+    loaded.adamw.argtypes = [integer, pointer, ctypes.c_int64, *[ctypes.c_double] * 2, *[ctypes.c_float] * 2]
+    loaded.adamw.argtypes, loaded.adamw.restype = [*loaded.adamw.argtypes, *[pointer] * 4, integer], ctypes.c_float
     loaded.use_gemm(ctypes.cast(product, pointer))
     return loaded
 
@@ -112,6 +116,23 @@ class Shape(ctypes.Structure):
         ("balance", ctypes.c_float),
         ("z", ctypes.c_float),
     ]  # fmt: skip
+
+
+class Group(ctypes.Structure):
+    """`Group` of the source: parameters of one rate and one decay."""
+
+    _fields_ = [("size", ctypes.c_int64), ("rate", ctypes.c_float), ("decay", ctypes.c_float)]
+
+
+def balance(load_LE: Tensor, biases: Sequence[Tensor], rate: float) -> None:
+    """Move each router's bias, (E), by its row of the loads; all of them are to be what `takes` takes."""
+    loaded: Any = library()
+    loaded.balance(*load_LE.shape, load_LE.data_ptr(), _array([bias.data_ptr() for bias in biases]), rate)
+
+
+def groups(sizes: Sequence[int], rates: Sequence[tuple[float, float]]) -> Any:
+    """`adamw`'s, of so many parameters each with a rate and a decay."""
+    return (Group * len(sizes))(*(Group(size, *rate) for size, rate in zip(sizes, rates, strict=True)))
 
 
 PER_LAYER = 13

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from moe_optuna.training import native
+
 __all__ = ["BETAS", "CLIP", "EPS", "FlatAdamW"]
 
 BETAS, EPS = (0.9, 0.95), 1e-8
@@ -67,9 +69,26 @@ class FlatAdamW(Optimizer):
         gradient = self.whole.grad
         if gradient is None:
             gradient = torch.cat([parameter.grad.flatten() for parameter in self.parameters])
-        self.norm = torch.linalg.vector_norm(gradient)
         self.steps += 1
-        shrink = (self.norm / self.clip).clamp_(min=1.0)  # the fused update divides gradients by it
+        if native.takes([gradient, self.memory]) and gradient.is_contiguous():
+            self._compiled(gradient)
+        else:
+            self._fused(gradient)
+        return loss
+
+    def _compiled(self, gradient: Tensor) -> None:
+        loaded: Any = native.library()
+        n, values = self.memory.shape[1] * self.memory.element_size(), self.memory.data_ptr()
+        rates = [(group["lr"], group["weight_decay"]) for group in self.param_groups]
+        norm = loaded.adamw(
+            len(rates), native.groups(self.sizes, rates), int(self.steps), *self.betas, self.eps, self.clip,
+            gradient.data_ptr(), values, values + n, values + 2 * n, torch.get_num_threads(),
+        )  # fmt: skip
+        self.norm.fill_(norm)
+
+    def _fused(self, gradient: Tensor) -> None:
+        self.norm = torch.linalg.vector_norm(gradient)
+        shrink = (self.norm / self.clip).clamp_(min=1.0).float()  # the fused update divides gradients by it
         parts: Any = gradient.split(self.sizes)  # type: ignore[no-untyped-call]
         for group, part, (value, first, second) in zip(self.param_groups, parts, self.flat, strict=True):
             torch._fused_adamw_(
@@ -89,7 +108,6 @@ class FlatAdamW(Optimizer):
                 grad_scale=shrink,
                 found_inf=None,
             )
-        return loss
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Forget the gradients; torch's own looks for more than there is here, and takes as long as a small layer."""

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd import Function
 
+from moe_optuna.training import native
 from moe_optuna.training.kernels import Saved, apply
 
 __all__ = ["Routing", "RoutingRule", "TopKRouter", "balance", "route_backward", "route_forward", "take_loads"]
@@ -170,6 +171,10 @@ def take_loads(routers: Sequence[TopKRouter]) -> Tensor:
 def balance(routers: Sequence[TopKRouter], load_LE: Tensor, rate: float) -> None:
     """Raise the bias of experts that were visited less than the mean, lower the others' (arXiv:2408.15664); once an
     optimizer step, on loads summed over everything that the step saw."""
+    biases = [router.selection_bias for router in routers]
+    if native.takes([load_LE, *biases]) and load_LE.is_contiguous():
+        native.balance(load_LE, biases, rate)
+        return
     delta_LE = torch.sign(load_LE.mean(1, keepdim=True) - load_LE)
     delta_LE -= delta_LE.mean(1, keepdim=True)
-    torch._foreach_add_([router.selection_bias for router in routers], list(delta_LE.unbind()), alpha=rate)
+    torch._foreach_add_(biases, list(delta_LE.unbind()), alpha=rate)

@@ -1,6 +1,6 @@
 """Small architectures, and a corpus of a few kilobytes, for the tests of this room."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -8,11 +8,31 @@ import pytest
 import torch
 
 from moe_optuna.architecture import MoEArchitecture
+from moe_optuna.training import native
 
 
 @pytest.fixture(autouse=True)
 def one_thread() -> None:
     torch.set_num_threads(1)
+
+
+@pytest.fixture
+def no_library(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """As on a machine without a compiler."""
+    native.library.cache_clear()
+    monkeypatch.setenv("MOE_OPTUNA_NATIVE", "0")
+    yield
+    native.library.cache_clear()
+
+
+@pytest.fixture(params=["native", "torch"])
+def operations(request: pytest.FixtureRequest) -> str:
+    """Whose operations run, the compiled ones or torch's."""
+    if request.param == "torch":
+        request.getfixturevalue("no_library")
+    elif native.library() is None:
+        pytest.skip("no compiler, or no sgemm in torch's library")
+    return str(request.param)
 
 
 @pytest.fixture

@@ -1,6 +1,6 @@
 """The compiled model against the same in torch's operations, in float64; and which of them runs."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -17,15 +17,6 @@ from moe_optuna.training.sublayers import AttentionSublayer
 Build = Callable[..., MoEArchitecture]
 
 needs_library = pytest.mark.skipif(native.library() is None, reason="no compiler, or no sgemm in torch's library")
-
-
-@pytest.fixture
-def no_library(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """As on a machine without a compiler."""
-    native.library.cache_clear()
-    monkeypatch.setenv("MOE_OPTUNA_NATIVE", "0")
-    yield
-    native.library.cache_clear()
 
 
 def model_of(a: MoEArchitecture, **recipe: Any) -> MoELanguageModel:

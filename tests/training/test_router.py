@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch.autograd import gradcheck
 
+from moe_optuna.training import native
 from moe_optuna.training.router import RoutingRule, TopKRouter, balance, take_loads
 
 
@@ -87,6 +88,26 @@ def test_each_router_is_balanced_by_its_own_load() -> None:
         assert torch.equal(one.selection_bias, other.selection_bias)
         raised = one.selection_bias > one.selection_bias.mean()
         assert torch.equal(raised, load < load.mean())
+
+
+def test_bias_moves_by_the_sign_of_what_is_missing(operations: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the definition in float64; odd numbers of experts, loads at the mean; and by whose operations."""
+    calls = []
+    original = native.balance
+    monkeypatch.setattr(native, "balance", lambda *a: calls.append("native") or original(*a))
+    for experts in (1, 4, 37):
+        load = torch.randint(0, 5, (3, experts)).float()
+        load[0] = 2
+        routers = [TopKRouter(6, experts, RoutingRule(1)) for _ in load]
+        for router in routers:
+            torch.nn.init.normal_(router.selection_bias)
+        before = torch.stack([router.selection_bias for router in routers]).double()
+        balance(routers, load, 0.1)
+        lean = (load.double().mean(1, keepdim=True) - load).sign()
+        expected = before + 0.1 * (lean - lean.mean(1, keepdim=True))
+        found = torch.stack([router.selection_bias for router in routers])
+        torch.testing.assert_close(found, expected.float(), atol=1e-6, rtol=1e-6)
+    assert calls == (["native"] * 3 if operations == "native" else [])
 
 
 def test_load_is_counted_in_training_only() -> None:
