@@ -180,19 +180,20 @@ def losses(step: Step) -> tuple[Tensor, Tensor]:
         lie = (begin <= p < end for p, w in zip(pointers, step.weights, strict=True) if p and type(w) is Parameter)
         flat = flat if all(lie) else None
     leaves = step.weights if flat is None else [flat]
-    return apply(_Losses, step, pointers, flat is not None, *leaves)  # type: ignore[no-any-return]
+    # Autograd's own `needs_input_grad` is that of the leaves, also where gradients are off.
+    training = torch.is_grad_enabled() and any(leaf is not None and leaf.requires_grad for leaf in leaves)
+    return apply(_Losses, step, pointers, flat is not None, training, *leaves)  # type: ignore[no-any-return]
 
 
 class _Losses(Function):
     @staticmethod
     def forward(
-        ctx: Any, step: Step, pointers: list[int | None], is_flat: bool, *leaves: Tensor | None
+        ctx: Any, step: Step, pointers: list[int | None], is_flat: bool, training: bool, *leaves: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         loaded: Any = library()
-        training = any(ctx.needs_input_grad)
         size = loaded.model_memory(ctypes.byref(step.shape), training)
         memory = step.spare.pop() if step.spare else None
-        if memory is None or len(memory) != size:
+        if memory is None or len(memory) < size:
             memory = None  # given up before more is asked for
             memory = torch.empty(size)
         both = memory.new_empty(2)
@@ -228,7 +229,7 @@ class _Losses(Function):
             step.target_T.data_ptr(), memory.data_ptr(), grad_loss.data_ptr(), grad_router.data_ptr(), _array(into),
         )  # fmt: skip
         step.spare[:], ctx.memory = [memory], None
-        return None, None, None, *gradients
+        return None, None, None, None, *gradients
 
 
 def _array(pointers: list[int | None]) -> Any:

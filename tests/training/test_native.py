@@ -210,6 +210,26 @@ def test_memory_that_was_given_back_is_not_read(architecture: Build) -> None:
         torch.autograd.grad(first, weights)
 
 
+@needs_library
+def test_without_gradients_nothing_is_kept(architecture: Build) -> None:
+    """An evaluation works in less memory than a training step, and both in the same again and again."""
+    model, tokens = model_of(architecture()), torch.arange(3 * 17).view(3, 17)
+
+    def loss() -> Tensor:
+        return model.loss(tokens[:, :-1], tokens[:, 1:])[0]
+
+    with torch.no_grad():
+        alone = loss()
+    (evaluation,) = model.spare
+    loss().backward()
+    (training,) = model.spare
+    assert len(evaluation) < len(training)
+    with torch.no_grad():
+        assert torch.equal(loss(), alone)
+    loss().backward()
+    assert model.spare == [training]
+
+
 def test_a_compiler_that_fails_is_no_library(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CC", "false")
     monkeypatch.setenv("MOE_OPTUNA_CACHE", str(tmp_path))
