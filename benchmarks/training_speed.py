@@ -187,6 +187,16 @@ def hugging_face(family: str, implementation: str, a: MoEArchitecture, tokens: T
     return step
 
 
+def shapes_of(name: str, a: MoEArchitecture) -> MoEArchitecture:
+    """What a variant computes: as `hugging_face` says, not always what `a` is."""
+    family = name.split("/")[0]
+    if family == "dense":
+        return dense_of(a)
+    if family in ("mixtral", "olmoe"):
+        a = dataclasses.replace(a, n_dense_layers=0, n_moe_layers=a.n_layers)
+    return dataclasses.replace(a, d_head=a.d_model // a.n_heads) if family == "olmoe" else a
+
+
 FIELD = [
     f"{family}/{how}" for family in ("mixtral", "qwen3_moe", "olmoe") for how in ("eager", "batched_mm", "grouped_mm")
 ]
@@ -287,7 +297,8 @@ def measure(size: str, name: str, seconds: float, device: torch.device) -> dict[
             turns = [(0, ours), (1, theirs)][:: 1 if len(rounds) % 2 else -1]  # the first may be the slower for it
             mine, other = (taken for _, taken in sorted((i, warm(step, device, steps)) for i, step in turns))
             rounds.append((mine, other, matrix_rate(device)))
-    per_token = (dense_of(a) if name == "dense" else a).non_embedding.flops_per_token
+    per_token = shapes_of(name, a).non_embedding.flops_per_token
+    own_flops = a.non_embedding.flops_per_token
     count, time_of = sequences * a.context_length, statistics.median(other for _, other, _ in rounds)
     own = statistics.median(mine for mine, _, _ in rounds)
     rate = statistics.median(rate for _, _, rate in rounds)
@@ -295,14 +306,17 @@ def measure(size: str, name: str, seconds: float, device: torch.device) -> dict[
         "size": size, "variant": name, "tokens_per_second": round(count / time_of),
         "moe_optuna_tokens_per_second": round(count / own),
         "times": round(statistics.median(other / mine for mine, other, _ in rounds), 3),
+        # At as many FLOPs: what of `times` is left where a variant has fewer of them to do, or more.
+        "times_a_flop": round(statistics.median(other / mine for mine, other, _ in rounds) * own_flops / per_token, 3),
         "share": round(count * per_token / time_of / rate, 4),
-        "moe_optuna_share": round(count * a.non_embedding.flops_per_token / own / rate, 4),
+        "moe_optuna_share": round(count * own_flops / own / rate, 4),
         "matrix_gflops": round(rate / 1e9, 1), "rounds": len(rounds), "flops_per_token": per_token,
         "tokens_per_step": count,
     }  # fmt: skip
     if device.type == "cuda":
         row["peak_mib"] = gpu_peak(theirs)
     print(f"{size:11s} {name:22s} {count / time_of:9.0f} tok/s, moe_optuna {count / own:9.0f}, x{row['times']:<7.3f}"
+          f" (a FLOP x{row['times_a_flop']:.3f})"
           f" share {row['share']:.3f} ({row['moe_optuna_share']:.3f}), {len(rounds)} rounds", flush=True)  # fmt: skip
     return row
 
