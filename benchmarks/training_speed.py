@@ -9,7 +9,7 @@ Variants
     moe_optuna         this project's model and optimizer, its operations compiled (`native`)
     mkl, openblas      the same, its matrix products by one library or the other, whichever the machine's choice is
     plain              the same in torch's operations, one node a sublayer: what runs without a compiler
-    modules            the same operation by operation through autograd
+    modules            moe_optuna, the model operation by operation through autograd; its optimizer stays compiled
     loop               modules, with a loop over experts in place of the grouped product
     capacity           modules, with experts padded to a common number of rows and one batched product
     dense              this project's dense model of the same active FLOPs, with the same fast block
@@ -17,11 +17,12 @@ Variants
                        Hugging Face transformers, each experts implementation that it offers on a CPU, with torch's
                        fused AdamW and clipping
 
-Each variant takes turns with `moe_optuna`, step by step, so that a busy machine slows both alike; times are medians,
-`times` is the median over rounds of a variant's time over moe_optuna's. `share` is the non-embedding FLOPs over the
-rate of a matrix product of 512, measured in the same rounds. A variant that is more than thirty times slower in its
-first steps is measured in those alone. Results are kept row by row in ``results/training_speed.json``: a size that is
-run again replaces its rows, what is there already is left out with ``--resume``.
+Each variant takes turns with `moe_optuna`, some 30 ms of steps after one that does not count, so that a busy machine
+slows both alike; times are medians, `times` is the median over rounds of a variant's time over moe_optuna's,
+`times_a_flop` the same at as many non-embedding FLOPs a token (OLMoE's heads are smaller). `share` is these FLOPs
+over the rate of a matrix product of 512, measured in the same rounds. A variant that is more than thirty times slower
+in its first steps is measured in those alone. Results are kept row by row in ``results/training_speed.json``: a size
+that is run again replaces its rows, what is there already is left out with ``--resume``.
 """
 
 from __future__ import annotations

@@ -149,7 +149,7 @@ class Step:
         token_T, target_T: Ids, int64, contiguous.
         weights: In the order of `Model` of the source: embedding, gain of the last norm, head, and for each layer
             `PER_LAYER`, ``None`` for what it does not have. Loads are added to.
-        spare: Memory of earlier steps, taken and given back: fresh memory of this size costs a page fault each 4 KiB.
+        spare: Memory of earlier steps, the largest, taken and given back: fresh memory costs a page fault each 4 KiB.
         flat: A leaf of autograd in whose memory all parameters lie, to get one gradient in place of theirs, each of
             which costs as much as a small product; ``None`` where there is none.
     """

@@ -84,7 +84,7 @@ class FlatAdamW(Optimizer):
             len(rates), native.groups(self.sizes, rates), int(self.steps), *self.betas, self.eps, self.clip,
             gradient.data_ptr(), values, values + n, values + 2 * n, torch.get_num_threads(),
         )  # fmt: skip
-        self.norm.fill_(norm)
+        self.norm = torch.tensor(norm)
 
     def _fused(self, gradient: Tensor) -> None:
         self.norm = torch.linalg.vector_norm(gradient)

@@ -172,7 +172,8 @@ def balance(routers: Sequence[TopKRouter], load_LE: Tensor, rate: float) -> None
     """Raise the bias of experts that were visited less than the mean, lower the others' (arXiv:2408.15664); once an
     optimizer step, on loads summed over everything that the step saw."""
     biases = [router.selection_bias for router in routers]
-    if native.takes([load_LE, *biases]) and load_LE.is_contiguous():
+    fits = load_LE.is_contiguous() and all(bias.shape == load_LE.shape[1:] for bias in biases)
+    if fits and len(biases) == len(load_LE) and native.takes([load_LE, *biases]):
         native.balance(load_LE, biases, rate)
         return
     delta_LE = torch.sign(load_LE.mean(1, keepdim=True) - load_LE)

@@ -92,6 +92,7 @@ def test_each_router_is_balanced_by_its_own_load() -> None:
 
 def test_bias_moves_by_the_sign_of_what_is_missing(operations: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """By the definition in float64; odd numbers of experts, loads at the mean; and by whose operations."""
+    torch.manual_seed(0)
     calls = []
     original = native.balance
     monkeypatch.setattr(native, "balance", lambda *a: calls.append("native") or original(*a))
@@ -108,6 +109,8 @@ def test_bias_moves_by_the_sign_of_what_is_missing(operations: str, monkeypatch:
         found = torch.stack([router.selection_bias for router in routers])
         torch.testing.assert_close(found, expected.float(), atol=1e-6, rtol=1e-6)
     assert calls == (["native"] * 3 if operations == "native" else [])
+    with pytest.raises(RuntimeError):
+        balance(routers, load[:, :-1].contiguous(), 0.1)
 
 
 def test_load_is_counted_in_training_only() -> None:
