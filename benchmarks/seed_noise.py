@@ -45,6 +45,7 @@ class Level:
     slow_embedding: bool = False
     long_rotary: bool = False
     random_queries: bool = False
+    no_induction: bool = False
     recipe: dict[str, Any] = field(default_factory=dict)
 
 
@@ -56,6 +57,7 @@ PLAIN = Level(
     long_rotary=True,
     random_queries=True,
     slow_embedding=True,
+    no_induction=True,
     recipe={"average": 0.0, "data": "python", "vocabulary": "bytes"},
 )
 LEVELS: dict[str, Level] = {"plain": PLAIN}
@@ -69,7 +71,8 @@ for name, change in (
     ("averaged weights", {"recipe": {"data": "python", "vocabulary": "bytes"}}),
     ("documentation", {"recipe": {"data": "docs", "vocabulary": "bytes"}}),
     ("byte pairs", {"recipe": {}}),
-    ("recipe", {"slow_embedding": False}),
+    ("embedding's rate", {"slow_embedding": False}),
+    ("recipe", {"no_induction": False}),
 ):
     LEVELS[name] = replace(list(LEVELS.values())[-1], **change)  # type: ignore[arg-type]
 LEVELS |= {
@@ -109,6 +112,8 @@ def switched(level: Level) -> Iterator[None]:
             stack.enter_context(patch.object(model, "rotary_table", rotary_by_10000))
         if level.random_queries:
             stack.enter_context(patch.object(parameters, "_match", lambda attention, context_length: None))
+        if level.no_induction:
+            stack.enter_context(patch.object(parameters, "start_as_induction_heads", lambda *arguments: None))
         yield
 
 

@@ -15,7 +15,12 @@ from moe_optuna.architecture import MoEArchitecture
 from moe_optuna.parts import GroupedQueryAttention
 from moe_optuna.training.kernels import norm_rotate, rms_norm, rotate
 
-__all__ = ["Attention", "rotary_table"]
+__all__ = ["Attention", "rotary_frequencies", "rotary_table"]
+
+
+def rotary_frequencies(context_length: int, d_head: int) -> Tensor:
+    """Radians that each pair of a head's features turns by from a position to the next, the fastest first: (C/2,)."""
+    return float(context_length) ** (-torch.arange(0, d_head, 2, dtype=torch.float64) / d_head)
 
 
 def rotary_table(context_length: int, n_heads: int, d_head: int) -> Tensor:
@@ -24,8 +29,7 @@ def rotary_table(context_length: int, n_heads: int, d_head: int) -> Tensor:
     The base is the context S: the slowest pair turns by one to two radians over it, so that every pair tells positions
     apart. With the usual 10,000 half of a small head's pairs hardly turn within a short context.
     """
-    frequency = float(context_length) ** (-torch.arange(0, d_head, 2, dtype=torch.float64) / d_head)
-    angle = torch.outer(torch.arange(context_length, dtype=torch.float64), frequency)
+    angle = torch.outer(torch.arange(context_length, dtype=torch.float64), rotary_frequencies(context_length, d_head))
     return torch.polar(torch.ones_like(angle), angle).to(torch.complex64).repeat(1, n_heads)
 
 
@@ -43,6 +47,11 @@ class Attention(nn.Module):
         if self.norm_over is not None:
             self.query_gain = nn.Parameter(torch.ones(a.d_head if self.norm_over == "head" else query))
             self.key_gain = nn.Parameter(torch.ones(a.d_head if self.norm_over == "head" else key))
+
+    def rows(self, heads: int | slice) -> Tensor:
+        """Weights of heads: first H of queries, then G of keys and G of values; (C, D) of one, (n, C, D) of n."""
+        H, G, C = self.shape
+        return self.qkv.weight.view(H + 2 * G, C, -1)[heads]
 
     def forward(self, x_TD: Tensor, n_sequences: int, table: Tensor, seen: Tensor | None = None) -> Tensor:
         """(T, D) -> (T, D); of the keys up to its own a query attends to those that `seen` (B, 1, S, S) allows."""

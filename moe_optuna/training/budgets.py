@@ -39,8 +39,9 @@ def train_budgets(
 
     Args:
         architecture: What to train.
-        compute: C of the largest budget, training FLOPs, from which the rule sets learning rate and batch of all.
-        tokens: D of each budget, in any order; the warm-up is the smallest one's.
+        compute: C of the largest budget, training FLOPs.
+        tokens: D of each budget, in any order; learning rate and batch are the rule's for the largest, the warm-up is
+            the smallest one's.
         recipe: What all trainings share; its schedule must be ``wsd``.
         seed, interrupted: As for `train`; once interrupted, what has ended is returned and the same call goes on, if
             there is a `checkpoint`.
@@ -97,8 +98,12 @@ def _plans(
     architecture: MoEArchitecture, compute: float, tokens: Sequence[int], recipe: Recipe, devices: int
 ) -> dict[int, Hyperparameters]:
     """Hyperparameters by budget, equal but for their ends."""
-    own = {
-        budget: hyperparameters(architecture, compute=compute, tokens=budget, recipe=recipe, multiple=devices)
-        for budget in tokens
-    }
+
+    def rule(budget: int, recipe: Recipe) -> Hyperparameters:
+        return hyperparameters(architecture, compute=compute, tokens=budget, recipe=recipe, multiple=devices)
+
+    largest = rule(max(tokens), recipe)
+    batch = largest.sequences * architecture.context_length
+    common = replace(recipe, batch_tokens=batch, learning_rate=largest.learning_rate)
+    own = {budget: rule(budget, common) for budget in tokens}
     return {budget: replace(plan, warmup_steps=own[min(tokens)].warmup_steps) for budget, plan in own.items()}

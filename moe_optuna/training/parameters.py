@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from moe_optuna.training._induction import start_as_induction_heads
 from moe_optuna.training.attention import Attention
 from moe_optuna.training.model import MoELanguageModel
 from moe_optuna.training.rules import EMBEDDING_FACTOR, Hyperparameters, rate_factor
@@ -28,8 +29,8 @@ def fan_ins(model: MoELanguageModel) -> Iterator[tuple[str, nn.Parameter, int | 
 def initialise(model: MoELanguageModel, seed: int) -> None:
     """Draw all matrices, on the CPU and parameter by parameter, so that a seed means the same on every device.
 
-    Embeddings share a direction, by which attention can also go by place alone; queries start as keys (`_match`). Other
-    gains stay 1, and biases 0.
+    Embeddings share a direction, by which attention can also go by place alone; queries start as keys (`_match`), but
+    for those of induction heads. Other gains stay 1, and biases 0.
     """
     a = model.architecture
     generator = torch.Generator().manual_seed(seed)
@@ -46,10 +47,12 @@ def initialise(model: MoELanguageModel, seed: int) -> None:
                 std *= 0.1
         parameter.copy_(torch.randn(parameter.shape, generator=generator).mul_(std))
         if fan_in is None:
-            parameter.add_(torch.randn(parameter.shape[-1], generator=generator).mul_(std / 2))
-    for module in model.modules():
-        if isinstance(module, Attention):
-            _match(module, a.context_length)
+            shared_D = torch.randn(parameter.shape[-1], generator=generator)
+            parameter.add_(shared_D * (std / 2))
+    attentions = [module for module in model.modules() if isinstance(module, Attention)]
+    for attention in attentions:
+        _match(attention, a.context_length)
+    start_as_induction_heads(attentions, shared_D, a.context_length, generator)
 
 
 def _match(attention: Attention, context_length: int) -> None:
@@ -59,8 +62,7 @@ def _match(attention: Attention, context_length: int) -> None:
     the largest score is ``2 log S``: enough to single out one of S keys.
     """
     H, G, C = attention.shape
-    weight_HCD = attention.qkv.weight[: (H + G) * C].view(H + G, C, -1)
-    weight_HCD[:H] = weight_HCD[H:].repeat_interleave(H // G, 0)
+    attention.rows(slice(0, H)).copy_(attention.rows(slice(H, H + G)).repeat_interleave(H // G, 0))
     if attention.norm_over is not None:
         gain = (2 * math.log(context_length) / C**0.5) ** 0.5
         attention.query_gain.fill_(gain)

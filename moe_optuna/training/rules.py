@@ -1,14 +1,16 @@
 """Hyperparameters by rule: learning rate, batch and weight decay from (C, D) and the widths, the same for every
-architecture up to what its widths demand.
+architecture up to what its widths and its tokens demand.
 
-The batch is a function of compute alone, with the exponent of arXiv:2507.17702 (Ling); whole sequences, devices or a
-recipe may make it another, and the rate goes with its root, as AdamW's does (arXiv:2205.10287). The best rate does not
-move with the experts' number or sparsity (Step law's 708 MoE runs, arXiv:2503.04715). Widths enter by initialisation
-and by a rate a tensor::
+The best batch grows with the tokens, whatever the model (arXiv:2410.21676; Step law, arXiv:2503.04715); whole
+sequences, devices or a recipe may make it another, and the rate goes with its root, as AdamW's does (arXiv:2205.10287).
+The best rate does not move with the experts' number or sparsity (Step law's 708 MoE runs). Widths enter by
+initialisation and by a rate a tensor::
 
-    learning rate of a matrix   =  rate(C) * (reference fan-in / fan-in)^0.7
-    learning rate of embeddings =  12 rate(C)                    (tied to the head: rate(C))
-    learning rate of the rest   =  rate(C)                       (gains, biases)
+    batch                       =  0.18 D^0.6                    (tokens, in whole sequences)
+    rate                        =  8.8e-3 (C / 1e11)^-0.08 * sqrt(sequences' tokens / batch)
+    learning rate of a matrix   =  rate * (reference fan-in / fan-in)^0.7
+    learning rate of embeddings =  12 rate                       (tied to the head: rate)
+    learning rate of the rest   =  rate                          (gains, biases)
     initial standard deviation  =  1 / sqrt(fan-in), of output projections also / sqrt(2 L), of router and head a tenth
 
 Published laws have one rate for all matrices, of models whose widths grow with compute: most of their exponent of -0.15
@@ -94,9 +96,9 @@ def hyperparameters(
         float(compute),
         architecture.context_length,
     )  # numpy's numbers would not be read from a checkpoint
-    batch = 384 * (compute / _ANCHOR) ** 0.3644
+    batch = 0.18 * tokens**0.6
     sequences = max(1, round((recipe.batch_tokens or batch) / context / multiple)) * multiple
-    rate = 8.5e-3 * (compute / _ANCHOR) ** -0.03 * (sequences * context / batch) ** 0.5
+    rate = 8.8e-3 * (compute / _ANCHOR) ** -0.08 * (sequences * context / batch) ** 0.5
     steps = max(1, round(tokens / (sequences * context)))
     return Hyperparameters(
         learning_rate=recipe.learning_rate or rate,

@@ -12,6 +12,7 @@ from moe_optuna.architecture import MoEArchitecture
 from moe_optuna.errors import InputError
 from moe_optuna.training import Recipe, TrainingResult, train, train_budgets
 from moe_optuna.training.model import MoELanguageModel
+from moe_optuna.training.rules import hyperparameters
 
 Build = Callable[..., MoEArchitecture]
 BUDGETS = (1280, 320, 640)  # 20, 5 and 10 steps
@@ -41,6 +42,17 @@ def test_each_is_a_training_of_its_own(architecture: Build, folder: Path) -> Non
         own = alone(a, folder, tokens)
         assert (result.loss, result.tokens, result.steps) == (own.loss, own.tokens, own.steps)
         assert result.curve == own.curve[-len(result.curve) :]
+
+
+def test_all_have_the_rule_of_the_largest(architecture: Build, folder: Path) -> None:
+    """Or the shorter would have smaller batches, and no stable part in common."""
+    a, budgets = architecture(), (5_000, 20_000)
+    rule = [hyperparameters(a, compute=1e8, tokens=tokens, recipe=Recipe()) for tokens in budgets]
+    assert rule[0].sequences < rule[1].sequences
+    plain = Recipe(data=str(folder), reports=1, report_windows=4, final_windows=8)
+    short, long = train_budgets(a, compute=1e8, tokens=budgets, recipe=plain, device="cpu", threads=1)
+    assert long.steps == rule[1].steps
+    assert short.steps == round(budgets[0] / (rule[1].sequences * a.context_length))
 
 
 def test_the_stable_part_is_trained_once(architecture: Build, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
