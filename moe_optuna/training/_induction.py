@@ -23,7 +23,7 @@ _WRITTEN = 1.5  # size of what the first layer writes, of an embedding's feature
 def start_as_induction_heads(
     attentions: Sequence[Attention], shared_D: Tensor, context_length: int, generator: torch.Generator
 ) -> None:
-    """Let a query attend to what came after its own token before, wherever there are two layers with QK norm by head.
+    """Let a query attend to what came after its own token before: two layers or more, with QK norm by head.
 
     In the first layer the heads of the first group attend to the token before, by place alone: queries and keys map the
     direction that all embeddings share to one vector of the fast rotary pairs, the queries' turned back by a position.

@@ -52,7 +52,8 @@ def initialise(model: MoELanguageModel, seed: int) -> None:
     attentions = [module for module in model.modules() if isinstance(module, Attention)]
     for attention in attentions:
         _match(attention, a.context_length)
-    start_as_induction_heads(attentions, shared_D, a.context_length, generator)
+    if not a.tied_embeddings:  # those are small beside what a layer writes
+        start_as_induction_heads(attentions, shared_D, a.context_length, generator)
 
 
 def _match(attention: Attention, context_length: int) -> None:

@@ -66,8 +66,10 @@ def test_heads_copy_before_the_first_step(
         assert (pattern[:, -1] * after_BSS).sum(-1)[copies].mean() > 2 * chance
 
 
-@pytest.mark.parametrize("changes", [{"n_moe_layers": 0, "d_expert": 0, "n_experts": 0, "top_k": 0,
-                                      "n_shared_experts": 0}, {"qk_norm": False}])  # fmt: skip
+ONE_LAYER = {"n_moe_layers": 0, "d_expert": 0, "n_experts": 0, "top_k": 0, "n_shared_experts": 0}
+
+
+@pytest.mark.parametrize("changes", [ONE_LAYER, {"qk_norm": False}, {"tied_embeddings": True}])
 def test_what_has_no_place_for_them_starts_with_queries_as_keys(architecture: Build, changes: dict[str, Any]) -> None:
     model = MoELanguageModel(architecture(**changes))
     initialise(model, 0)
