@@ -7,7 +7,7 @@ The best rate does not move with the experts' number or sparsity (Step law's 708
 initialisation and by a rate a tensor::
 
     batch                       =  0.18 D^0.6                    (tokens, in whole sequences)
-    rate                        =  8.8e-3 (C / 1e11)^-0.08 * sqrt(sequences' tokens / batch)
+    rate                        =  7.4e-3 (C / 1e11)^-0.07 * sqrt(sequences' tokens / batch)
     learning rate of a matrix   =  rate * (reference fan-in / fan-in)^0.7
     learning rate of embeddings =  12 rate                       (tied to the head: rate)
     learning rate of the rest   =  rate                          (gains, biases)
@@ -15,8 +15,8 @@ initialisation and by a rate a tensor::
 
 Published laws have one rate for all matrices, of models whose widths grow with compute: most of their exponent of -0.15
 (Ling) or -0.16 (arXiv:2603.21862) is the widths' share. Sweeps at 4e10 to 1e13 FLOPs and widths of 16 to 1200 gave the
-power of the fan-in and the coefficient. They leave a small exponent of C open: with -0.03 the rule is within 15 % of
-the rates of arXiv:2603.21862 at the middle of the widths that it swept, 1e18 to 3e20 FLOPs. muP for mixtures of experts
+power of the fan-in and the coefficient. They leave a small exponent of C open: with -0.07 the rule is within 25 % of
+the rates of arXiv:2603.21862 with its batches and at the middle of the widths that it swept, 1e18 to 3e20 FLOPs. muP for mixtures of experts
 (arXiv:2508.09752) has the fan-in itself. A token's embedding is moved when the token comes up alone, as seldom as the
 vocabulary is large, hence its higher rate. `docs/training.md` says what is shown and what is not.
 """
@@ -98,7 +98,7 @@ def hyperparameters(
     )  # numpy's numbers would not be read from a checkpoint
     batch = 0.18 * tokens**0.6
     sequences = max(1, round((recipe.batch_tokens or batch) / context / multiple)) * multiple
-    rate = 8.8e-3 * (compute / _ANCHOR) ** -0.08 * (sequences * context / batch) ** 0.5
+    rate = 7.4e-3 * (compute / _ANCHOR) ** -0.07 * (sequences * context / batch) ** 0.5
     steps = max(1, round(tokens / (sequences * context)))
     return Hyperparameters(
         learning_rate=recipe.learning_rate or rate,
