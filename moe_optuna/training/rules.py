@@ -16,9 +16,10 @@ initialisation and by a rate a tensor::
 Published laws have one rate for all matrices, of models whose widths grow with compute: most of their exponent of -0.15
 (Ling) or -0.16 (arXiv:2603.21862) is the widths' share. Sweeps at 4e10 to 1e13 FLOPs and widths of 16 to 1200 gave the
 power of the fan-in and the coefficient. They leave a small exponent of C open: with -0.07 the rule is within 25 % of
-the rates of arXiv:2603.21862 with its batches and at the middle of the widths that it swept, 1e18 to 3e20 FLOPs. muP for mixtures of experts
-(arXiv:2508.09752) has the fan-in itself. A token's embedding is moved when the token comes up alone, as seldom as the
-vocabulary is large, hence its higher rate. `docs/training.md` says what is shown and what is not.
+the rates of arXiv:2603.21862 with its batches and at the middle of the widths that it swept, 1e18 to 3e20 FLOPs. muP
+for mixtures of experts (arXiv:2508.09752) has the fan-in itself. A token's embedding is moved when the token comes up
+alone, as seldom as the vocabulary is large, hence its higher rate. `docs/training.md` says what is shown and what is
+not.
 """
 
 from __future__ import annotations
