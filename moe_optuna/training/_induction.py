@@ -58,7 +58,7 @@ def start_as_induction_heads(
     key_CD, query_CD = (
         as_large_as_others(torch.view_as_real(vector).reshape(C, 1) * shared_D) for vector in (place, before)
     )
-    first.rows(slice(0, R)).copy_(query_CD.expand(R, C, D))
+    first.rows(slice(0, R)).copy_(query_CD)
     first.rows(H).copy_(key_CD)
     value_CD = without_shared(first.rows(H + G).float())
     first.rows(H + G).copy_(value_CD)
@@ -71,7 +71,5 @@ def start_as_induction_heads(
         key_CD = as_large_as_others(without_shared(mixed_CC @ directions_DC.T))
         attention.rows(H + G - 1).copy_(key_CD)
         query_CD = as_large_as_others(key_CD @ directions_DC @ value_CD)
-        heads = slice(H - R if G > 1 else H - 1, H)
-        attention.rows(heads).copy_(query_CD.expand(heads.stop - heads.start, C, D))
-        if G == 1:
-            attention.rows(slice(0, H - 1)).copy_(key_CD.expand(H - 1, C, D))
+        attention.rows(slice(H - R, H)).copy_(key_CD)
+        attention.rows(slice(H - R if G > 1 else H - 1, H)).copy_(query_CD)

@@ -112,7 +112,10 @@ def test_a_full_disk_is_not_the_architectures_fault(executor, phase, tmp_path):
 def test_a_trial_on_two_devices_stops_on_both_at_the_same_report(executor, phase, tmp_path, strategy):
     """Two processes on CPUs: rank 0 asks, both stop, nothing hangs; the worker goes on, also with the same trial."""
     both = task(phase, tmp_path / "both") | {"devices": 2, "device": "cpu"}
+    single = task(phase, tmp_path / "alone")
     both["recipe"]["strategy"] = strategy
+    for each in (both, single):  # the rule's, at so large a batch, lets rounding change a token's expert at once
+        each["recipe"]["learning_rate"] = 3e-3
     executor.send(0, {"run": both})
     answers = iter([True, False])
     reports, end = [], None
@@ -125,17 +128,15 @@ def test_a_trial_on_two_devices_stops_on_both_at_the_same_report(executor, phase
                 end = message
     assert end["result"]["stopped"] is True
     assert [loss for _, loss in reports] == [loss for _, loss in end["result"]["curve"]]
-    executor.send(0, {"run": task(phase, tmp_path / "alone")})
+    executor.send(0, {"run": single})
     alone, end = talk(executor)
     assert end["result"]["stopped"] is False
     executor.send(0, {"run": both})
     rest, end = talk(executor)
     assert end["result"]["stopped"] is False
-    # The same sequences a step, summed in another order: the single process' losses, until rounding gives a token
-    # another expert.
+    # The same sequences a step, summed in another order: the single process' losses.
     one, other = ([loss for _, loss in found] for found in (alone, reports + rest))
-    assert one[0] == pytest.approx(other[0], rel=2e-5)
-    assert one == pytest.approx(other, rel=1e-3)
+    assert one == pytest.approx(other, rel=2e-5)
 
 
 def test_a_text_that_has_changed_is_refused(executor, phase, tmp_path):
