@@ -30,7 +30,7 @@ from record import RESULTS, record
 from torch import Tensor
 
 from moe_optuna.space import SearchSpace
-from moe_optuna.training import Recipe, engine, model, parameters, train
+from moe_optuna.training import Recipe, attention, engine, model, parameters, train
 from moe_optuna.training.rules import hyperparameters
 
 
@@ -46,6 +46,8 @@ class Level:
     long_rotary: bool = False
     random_queries: bool = False
     no_induction: bool = False
+    random_matrices: bool = False
+    all_turn: bool = False
     recipe: dict[str, Any] = field(default_factory=dict)
 
 
@@ -58,6 +60,8 @@ PLAIN = Level(
     random_queries=True,
     slow_embedding=True,
     no_induction=True,
+    random_matrices=True,
+    all_turn=True,
     recipe={"average": 0.0, "data": "python", "vocabulary": "bytes"},
 )
 LEVELS: dict[str, Level] = {"plain": PLAIN}
@@ -72,7 +76,9 @@ for name, change in (
     ("documentation", {"recipe": {"data": "docs", "vocabulary": "bytes"}}),
     ("byte pairs", {"recipe": {}}),
     ("embedding's rate", {"slow_embedding": False}),
-    ("recipe", {"no_induction": False}),
+    ("induction heads", {"no_induction": False}),
+    ("orthogonal matrices", {"random_matrices": False}),
+    ("recipe", {"all_turn": False}),
 ):
     LEVELS[name] = replace(list(LEVELS.values())[-1], **change)  # type: ignore[arg-type]
 LEVELS |= {
@@ -111,7 +117,11 @@ def switched(level: Level) -> Iterator[None]:
         if level.long_rotary:
             stack.enter_context(patch.object(model, "rotary_table", rotary_by_10000))
         if level.random_queries:
-            stack.enter_context(patch.object(parameters, "_match", lambda attention, context_length: None))
+            stack.enter_context(patch.object(parameters, "_match", lambda *arguments: None))
+        if level.random_matrices:
+            stack.enter_context(patch.object(parameters, "_orthogonal", lambda drawn: drawn))
+        if level.all_turn:
+            stack.enter_context(patch.object(attention, "_SLOWEST", 0.0))
         if level.no_induction:
             stack.enter_context(patch.object(parameters, "start_as_induction_heads", lambda *arguments: None))
         yield

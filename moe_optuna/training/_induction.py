@@ -67,7 +67,7 @@ def start_as_induction_heads(
 
     far = (1 / (1 + frequency * context_length / 8)).repeat_interleave(2)[:, None]
     for attention in above:
-        mixed_CC = torch.randn(C, C, generator=generator) * far
+        mixed_CC = torch.nn.init.orthogonal_(torch.empty(C, C), generator=generator) * far
         key_CD = as_large_as_others(without_shared(mixed_CC @ directions_DC.T))
         attention.rows(H + G - 1).copy_(key_CD)
         query_CD = as_large_as_others(key_CD @ directions_DC @ value_CD)

@@ -18,17 +18,21 @@ from moe_optuna.training.kernels import norm_rotate, rms_norm, rotate
 __all__ = ["Attention", "rotary_frequencies", "rotary_table"]
 
 
+_SLOWEST = 0.04  # radians a position: a turn in 157 positions
+
+
 def rotary_frequencies(context_length: int, d_head: int) -> Tensor:
-    """Radians that each pair of a head's features turns by from a position to the next, the fastest first: (C/2,)."""
-    return float(context_length) ** (-torch.arange(0, d_head, 2, dtype=torch.float64) / d_head)
+    """Radians that each pair of a head's features turns by from a position to the next, the fastest first: (C/2,).
+
+    ``S^(-2 j / C)``, but that pairs slower than `_SLOWEST` do not turn: with some pairs that have no position a token
+    finds its like at any distance, and turning them would tell places that far apart no more than roughly.
+    """
+    frequency = float(context_length) ** (-torch.arange(0, d_head, 2, dtype=torch.float64) / d_head)
+    return torch.where(frequency < _SLOWEST, 0.0, frequency)
 
 
 def rotary_table(context_length: int, n_heads: int, d_head: int) -> Tensor:
-    """``exp(i t S^(-2 j / C))`` for position t and pair j, repeated for each head: complex, (S, H C/2).
-
-    The base is the context S: the slowest pair turns by one to two radians over it, so that every pair tells positions
-    apart. With the usual 10,000 half of a small head's pairs hardly turn within a short context.
-    """
+    """``exp(i t f_j)`` for position t and the frequency of pair j, repeated for each head: complex, (S, H C/2)."""
     angle = torch.outer(torch.arange(context_length, dtype=torch.float64), rotary_frequencies(context_length, d_head))
     return torch.polar(torch.ones_like(angle), angle).to(torch.complex64).repeat(1, n_heads)
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from moe_optuna.training._induction import start_as_induction_heads
 from moe_optuna.training.attention import Attention
@@ -45,7 +45,12 @@ def initialise(model: MoELanguageModel, seed: int) -> None:
                 std /= (2 * a.n_layers) ** 0.5
             elif name.endswith("router.weight") or name == "head.weight":
                 std *= 0.1
-        parameter.copy_(torch.randn(parameter.shape, generator=generator).mul_(std))
+        drawn = torch.randn(parameter.shape, generator=generator)
+        if name.endswith("attention.qkv.weight"):  # a map a head
+            drawn = _orthogonal(drawn.view(-1, a.d_head, a.d_model)).reshape_as(drawn)
+        elif name.startswith("layers."):
+            drawn = _orthogonal(drawn)
+        parameter.copy_(drawn.mul_(std))
         if fan_in is None:
             shared_D = torch.randn(parameter.shape[-1], generator=generator)
             parameter.add_(shared_D * (std / 2))
@@ -54,6 +59,20 @@ def initialise(model: MoELanguageModel, seed: int) -> None:
         _match(attention, a.context_length)
     if not a.tied_embeddings:  # those are small beside what a layer writes
         start_as_induction_heads(attentions, shared_D, a.context_length, generator)
+
+
+def _orthogonal(drawn: Tensor) -> Tensor:
+    """Matrices (..., m, n) of unit variance, the rows or columns of the shorter side orthogonal and of one length.
+
+    With fan-ins of some ten, matrices drawn at random differ so much in how they pass signals on that it shows in the
+    losses of seeds.
+    """
+    is_wide = drawn.shape[-2] < drawn.shape[-1]
+    tall = drawn.mT if is_wide else drawn
+    basis, triangle = torch.linalg.qr(tall)
+    sign = triangle.diagonal(dim1=-2, dim2=-1).sign()  # so that all directions are as likely
+    found: Tensor = basis * sign.unsqueeze(-2) * math.sqrt(tall.shape[-2])
+    return found.mT if is_wide else found
 
 
 def _match(attention: Attention, context_length: int) -> None:
