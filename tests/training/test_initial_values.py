@@ -12,6 +12,8 @@ from moe_optuna.training import MoELanguageModel
 from moe_optuna.training.attention import rotary_table
 from moe_optuna.training.parameters import initialise
 
+Build = Callable[..., MoEArchitecture]
+
 
 def assert_orthogonal(matrix: Tensor, std: float) -> None:
     """The vectors of the shorter side are orthogonal and as long as those of so many entries of that deviation."""
@@ -22,7 +24,7 @@ def assert_orthogonal(matrix: Tensor, std: float) -> None:
 
 
 @pytest.mark.parametrize("sizes", [{}, {"d_model": 24, "d_expert": 56, "d_dense": 16, "n_heads": 4}])
-def test_matrices_of_layers_are_orthogonal(architecture: Callable[..., MoEArchitecture], sizes: dict[str, int]) -> None:
+def test_matrices_of_layers_are_orthogonal(architecture: Build, sizes: dict[str, int]) -> None:
     a = architecture(n_dense_layers=1, n_moe_layers=2, tied_embeddings=True, **sizes)  # so without induction heads
     model = MoELanguageModel(a)
     initialise(model, 0)
@@ -38,7 +40,7 @@ def test_matrices_of_layers_are_orthogonal(architecture: Callable[..., MoEArchit
         assert_orthogonal(matrix.detach().view(-1, a.d_head, a.d_model) if "qkv" in name else matrix.detach(), std)
 
 
-def test_seeds_draw_other_matrices(architecture: Callable[..., MoEArchitecture]) -> None:
+def test_seeds_draw_other_matrices(architecture: Build) -> None:
     """Of the directions that an orthogonal matrix can have none is preferred: entries are as often below 0 as above."""
     drawn = []
     for seed in range(40):
