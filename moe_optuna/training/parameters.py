@@ -58,7 +58,9 @@ def initialise(model: MoELanguageModel, seed: int) -> None:
     for attention in attentions:
         _match(attention, a.context_length)
     if not a.tied_embeddings:  # those are small beside what a layer writes
-        start_as_induction_heads(attentions, shared_D, a.context_length, generator)
+        start_as_induction_heads(
+            attentions, model.embedding.weight, model.head.weight, shared_D, a.context_length, generator
+        )
 
 
 def _orthogonal(drawn: Tensor) -> Tensor:
