@@ -30,7 +30,7 @@ def initialise(model: MoELanguageModel, seed: int) -> None:
     """Draw all matrices, on the CPU and parameter by parameter, so that a seed means the same on every device.
 
     Embeddings share a direction, by which attention can also go by place alone; queries start as keys (`_match`), but
-    for those of induction heads. Other gains stay 1, and biases 0.
+    for those of induction heads, whose circuit also sets the head. Other gains stay 1, and biases 0.
     """
     a = model.architecture
     generator = torch.Generator().manual_seed(seed)
