@@ -82,7 +82,7 @@ def start_as_induction_heads(
 
     copied_CD = as_large_as_others(without(shared_D1, without(before_Dr, orthogonal(C, D))))
     written_DC = without(before_Dr, orthogonal(C, D)).T * math.sqrt(max(1, D / C))  # unit variance a feature
-    read_VD = embedding_VD @ copied_CD.T @ written_DC.T
+    read_VD = embedding_VD.float() @ copied_CD.T @ written_DC.T
     read_VD -= read_VD.mean(0)
     head_VD.copy_(read_VD / torch.linalg.vector_norm(read_VD, dim=1, keepdim=True) * _READ)
 
