@@ -31,13 +31,14 @@ def start_as_induction_heads(
 ) -> None:
     """Predict what came after the query's own token before: two layers or more, with QK norm by head, untied head.
 
-    In the first layer the heads of the first group attend to the token before, by place alone: queries and keys map the
-    direction that all embeddings share to one vector of the fast rotary pairs, the queries' turned back by a position.
-    They write its values into C directions, or half of all where there are no more. In the layers above the keys of the
-    last group read there, so they are those of the token before theirs; its queries (only the last, where there is but
-    one group) are the keys that their own token has one position on, with more weight on the slow pairs, since it may
-    be far. Their values read all but those directions, so they are the token's own, and are written to others than
-    those, in every layer the same ones, where the head reads each token by what would be written of it.
+    In the first layer the first head attends to the token before, by place alone: queries and keys map the direction
+    that all embeddings share to one vector of the fast rotary pairs, the queries' turned back by a position; the others
+    of its group, by two positions and more. The first writes its values into C directions, or half of all where there
+    are no more. In the layers above the keys of the last group read there, so they are those of the token before
+    theirs; the last query is the key that its own token has one position on, with more weight on the slow pairs, since
+    it may be far. Its values read all but those directions, so they are the token's own, and are written to others than
+    those, in every layer the same ones, where the head reads each token by what would be written of it. No two heads of
+    a group share queries and outputs: with the same gradients they would stay one head for good.
 
     Args:
         attentions: One a layer.
@@ -66,19 +67,16 @@ def start_as_induction_heads(
         return matrix_CD / norm * math.sqrt(C)
 
     angle = 2 * torch.pi * torch.rand(C // 2, generator=generator)
-    place = torch.polar((frequency > _FAST).float(), angle)
-    before = place * torch.polar(torch.ones(C // 2), -frequency)
-    key_CD, query_CD = (
-        as_large_as_others(torch.view_as_real(vector).reshape(C, 1) * shared_D1.T) for vector in (place, before)
-    )
-    first.rows(slice(0, R)).copy_(query_CD)
-    first.rows(H).copy_(key_CD)
+    key = torch.polar((frequency > _FAST).float(), angle)
+    for head, positions in (H, 0), *enumerate(range(1, R + 1)):  # the group's key, then its queries
+        turned = torch.view_as_real(key * torch.polar(torch.ones(C // 2), -positions * frequency))
+        first.rows(head).copy_(as_large_as_others(turned.reshape(C, 1) * shared_D1.T))
     value_CD = without(shared_D1, first.rows(H + G).float())
     first.rows(H + G).copy_(value_CD)
     rank = min(C, D // 2)
     before_Dr = orthogonal(D, rank)
     before_DC = before_Dr @ orthogonal(rank, C) * (_WRITTEN * math.sqrt(C / rank))
-    first.output.weight.view(D, H, C)[:, :R] = before_DC[:, None] / R
+    first.output.weight.view(D, H, C)[:, 0] = before_DC
 
     copied_CD = as_large_as_others(without(shared_D1, without(before_Dr, orthogonal(C, D))))
     written_DC = without(before_Dr, orthogonal(C, D)).T * math.sqrt(max(1, D / C))  # unit variance a feature
@@ -87,12 +85,10 @@ def start_as_induction_heads(
     head_VD.copy_(read_VD / torch.linalg.vector_norm(read_VD, dim=1, keepdim=True) * _READ)
 
     far = (1 / (1 + frequency * context_length / 8)).repeat_interleave(2)[:, None]
-    heads = slice(H - R if G > 1 else H - 1, H)
     for attention in above:
         key_CD = as_large_as_others(without(shared_D1, orthogonal(C, C) * far @ before_DC.T))
         attention.rows(H + G - 1).copy_(key_CD)
-        query_CD = as_large_as_others(key_CD @ before_DC @ value_CD)
-        attention.rows(slice(H - R, H)).copy_(key_CD)
-        attention.rows(heads).copy_(query_CD)
+        attention.rows(slice(H - R, H - 1)).copy_(key_CD)
+        attention.rows(H - 1).copy_(as_large_as_others(key_CD @ before_DC @ value_CD))
         attention.rows(H + 2 * G - 1).copy_(copied_CD)
-        attention.output.weight.view(D, H, C)[:, heads] = written_DC[:, None] / (heads.stop - heads.start)
+        attention.output.weight.view(D, H, C)[:, H - 1] = written_DC

@@ -30,7 +30,7 @@ from moe_optuna.training.rules import Hyperparameters, hyperparameters
 
 __all__ = ["train"]
 
-FORMAT = 8
+FORMAT = 9
 _FILE = "training.pt"
 
 

@@ -84,6 +84,25 @@ def test_what_they_copy_is_read(architecture: Build, kind: str, seed: int) -> No
     assert found > (0.05 if a.d_head == 16 else 0.2)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_heads_of_a_group_part(architecture: Build, kind: str) -> None:
+    """Heads with the same gradients would stay one head however long they are trained."""
+    a = architecture(n_dense_layers=1, n_moe_layers=2, **KINDS[kind])
+    model = MoELanguageModel(a)
+    initialise(model, 0)
+    torch.manual_seed(0)
+    token_BS = torch.randint(0, a.vocab_size, (4, a.context_length + 1))
+    logit_BSV = model(token_BS[:, :-1])[0]
+    torch.nn.functional.cross_entropy(logit_BSV.flatten(0, -2), token_BS[:, 1:].flatten()).backward()
+    H, C = a.n_heads, a.d_head
+    for name, parameter in model.named_parameters():
+        if name.endswith("qkv.weight"):
+            assert parameter.grad is not None
+            gradients = parameter.grad[: H * C].view(H, -1)
+            likeness = torch.corrcoef(gradients) - torch.eye(H)
+            assert likeness.max() < 0.99
+
+
 ONE_LAYER = {"n_moe_layers": 0, "d_expert": 0, "n_experts": 0, "top_k": 0, "n_shared_experts": 0}
 
 
