@@ -2,8 +2,9 @@
 
 import difflib
 from collections.abc import Iterable
+from numbers import Integral
 
-__all__ = ["InputError", "did_you_mean"]
+__all__ = ["InputError", "did_you_mean", "whole_number"]
 
 
 class InputError(ValueError):
@@ -24,3 +25,14 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     """``"; did you mean 'x'?"`` for the nearest of the known words, or an empty string."""
     nearest = difflib.get_close_matches(word, list(known), n=1, cutoff=0.66)  # two of three letters: rya, ray
     return f"; did you mean {nearest[0]!r}?" if nearest else ""
+
+
+def whole_number(value: object, name: str, *, least: int = 1) -> int:
+    """An argument that is to be an integer, numpy's too, of at least `least`.
+
+    Raises:
+        InputError: Where it is not, with the argument's name.
+    """
+    if isinstance(value, bool) or not isinstance(value, Integral) or value < least:
+        raise InputError(f"{value!r}, expected an integer of at least {least}", where=name)
+    return int(value)

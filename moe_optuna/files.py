@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import shutil
+import time
 from pathlib import Path
 from typing import Any
 
 from moe_optuna.errors import InputError
 
-__all__ = ["SPACE_FILE", "read_object", "write_whole"]
+__all__ = ["SPACE_FILE", "read_object", "remove_unfinished", "write_whole"]
 
 SPACE_FILE = "space.toml"
 """The search space of a search, in its folder."""
@@ -63,3 +66,16 @@ def write_whole(path: str | Path, text: str) -> None:
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def remove_unfinished(folder: Path, pattern: str) -> None:
+    """Remove the files and folders of that pattern which nobody has touched for a day: processes that were killed left
+    them unfinished."""
+    for path in folder.glob(pattern):
+        with contextlib.suppress(OSError):  # another process was faster
+            if path.stat().st_mtime > time.time() - 86_400:
+                continue
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink()

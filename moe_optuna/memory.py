@@ -36,7 +36,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Generic, TypeVar
 
 from moe_optuna.architecture import MoEArchitecture
-from moe_optuna.errors import InputError
+from moe_optuna.errors import InputError, whole_number
 
 __all__ = ["Memory", "Shape", "all_to_all_bytes", "training_memory", "trial_memory"]
 
@@ -144,8 +144,7 @@ def training_memory(
     """
     devices = {"data_parallel": data_parallel, "tensor_parallel": tensor_parallel, "expert_parallel": expert_parallel}
     for name, number in (devices | {"pipeline_stages": pipeline_stages, "tokens": tokens}).items():
-        if isinstance(number, bool) or not isinstance(number, int) or number < 1:
-            raise InputError(f"{number!r}, expected an integer of at least 1", where=name)
+        whole_number(number, name)
     if zero not in (0, 1, 2, 3):
         raise InputError(f"{zero!r}, expected a ZeRO stage, 0 to 3", where="zero")
     s = architecture if isinstance(architecture, Shape) else Shape.of(architecture)

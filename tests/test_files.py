@@ -1,13 +1,14 @@
 """Files written whole or not at all, and read back."""
 
 import errno
+import os
 from pathlib import Path
 
 import pytest
 
 from moe_optuna import files
 from moe_optuna.errors import InputError
-from moe_optuna.files import read_object, write_whole
+from moe_optuna.files import read_object, remove_unfinished, write_whole
 
 
 def test_a_file_is_replaced_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -22,6 +23,18 @@ def test_a_file_is_replaced_whole_or_not_at_all(tmp_path: Path, monkeypatch: pyt
         write_whole(path, "new")
     assert path.read_text() == "old"
     assert [file.name for file in tmp_path.iterdir()] == ["runs.csv"]
+
+
+def test_only_what_lies_unfinished_for_a_day_is_removed(tmp_path: Path) -> None:
+    for name in ("state.pt", "state.12", "state.34"):
+        (tmp_path / name).write_text("part")
+    for name in ("state.5", "state.6"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "part").write_text("part")
+    for name in ("state.pt", "state.12", "state.5"):
+        os.utime(tmp_path / name, (0, 0))
+    remove_unfinished(tmp_path, "state.[0-9]*")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["state.34", "state.6", "state.pt"]
 
 
 @pytest.mark.parametrize(

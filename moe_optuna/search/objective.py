@@ -46,7 +46,7 @@ class LightningObjective:
 
         Raises:
             optuna.TrialPruned: Where nothing feasible is near, or the study's pruner stopped it.
-            moe_optuna.training.TrainingFailure: Where the loss is no longer finite.
+            moe_optuna.training.TrainingFailure: Where the loss is no longer finite, or memory is short.
         """
         import optuna
 

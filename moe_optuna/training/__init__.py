@@ -28,7 +28,6 @@ __all__ = [
     "prepare",
     "train",
     "train_budgets",
-    "unigram_loss",
 ]
 
 _LAZY = {"train": "engine", "train_budgets": "budgets", "MoELanguageModel": "model"}
@@ -37,11 +36,6 @@ _LAZY = {"train": "engine", "train_budgets": "budgets", "MoELanguageModel": "mod
 def prepare(recipe: Recipe) -> Corpus:
     """Tokenise and cache the recipe's text, once; later calls, also of other processes, map what is there."""
     return Corpus.prepare(recipe)
-
-
-def unigram_loss(recipe: Recipe) -> float:
-    """Held-out loss [nats per token] of the model that knows only how often each token occurs in the training text."""
-    return Corpus.prepare(recipe).unigram_loss()
 
 
 def __getattr__(name: str) -> Any:

@@ -25,13 +25,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moe_optuna.errors import InputError
+from moe_optuna.files import remove_unfinished
 from moe_optuna.training._recipe import Recipe
 from moe_optuna.training._sources import BUILT_IN, built_in_identity, documents, looked_for, read_bytes, source_files
 from moe_optuna.training._vocabulary import Vocabulary, learn_vocabulary, learned_size, load_vocabulary
 
 __all__ = ["Corpus", "cache_folder", "find_text"]
 
-FORMAT = 4
+FORMAT = 5
 _LEARNED = "vocabulary.json"
 _ATTEMPTS = 3  # at a prepared text that others, who found it damaged too, may be replacing
 _SAME_BYTES = 0.01  # how far the bytes of a text's tokens may be from the text's own, for bits per byte to be told
@@ -119,12 +120,6 @@ class Corpus:
             return None
         targets = windows[:, 1:]
         return float(loss * targets.size / (math.log(2) * self.token_bytes[targets].sum()))
-
-    def unigram_loss(self) -> float:
-        """Held-out loss [nats per token] of the training text's token frequencies, one added to each count."""
-        counts = np.bincount(self.train, minlength=self.vocab_size) + 1.0
-        held = np.bincount(self.held_out, minlength=self.vocab_size)
-        return float(-(held * np.log(counts / counts.sum())).sum() / held.sum())
 
 
 def find_text(recipe: Recipe) -> int:
@@ -251,6 +246,7 @@ def _write(folder: Path, data: str, files: dict[str, Path], vocabulary: Vocabula
     held = _are_held_out(list(named), held_out)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
+        remove_unfinished(folder.parent, ".unfinished-*")
         room = Path(tempfile.mkdtemp(prefix=".unfinished-", dir=folder.parent))
     except OSError as error:
         reason = f"cannot be written: {error.strerror}, expected a folder for prepared texts (MOE_OPTUNA_CACHE)"
@@ -356,7 +352,7 @@ def _from_bin(path: Path, files: list[Path], vocabulary: Vocabulary, token_dtype
     known = greatest < vocabulary.size
     digest = hashlib.sha256()
     for part in maps:
-        digest.update(np.ascontiguousarray(part).tobytes())
+        digest.update(part.data)
     origin = {
         "format": FORMAT,
         "data": str(path),

@@ -34,8 +34,8 @@ class LanguageModelling(pl.LightningModule):
         micro_batches: Forward passes of an optimizer step.
     """
 
-    interrupted: Callable[[int], bool] | None = None
-    """Asked after each step but the last of a batch, with the number of steps done: whether to leave the rest."""
+    interrupted: Callable[[], bool] | None = None
+    """Asked after each step but the last of a batch: whether to leave the rest."""
 
     def __init__(self, model: MoELanguageModel, recipe: Recipe, hyper: Hyperparameters, micro_batches: int = 1) -> None:
         super().__init__()
@@ -90,7 +90,7 @@ class LanguageModelling(pl.LightningModule):
             self.manual_backward((loss + router_loss) / self.micro_batches)
             if number % self.micro_batches == 0:
                 self._update(optimizer)
-                if number < len(windows) and self.interrupted is not None and self.interrupted(self.step):
+                if number < len(windows) and self.interrupted is not None and self.interrupted():
                     break
 
     def _update(self, optimizer: torch.optim.Optimizer) -> None:
@@ -154,7 +154,7 @@ class LanguageModelling(pl.LightningModule):
         the devices of the trial."""
         self.model.eval()
         rank, world = self.trainer.global_rank, self.trainer.world_size
-        total = torch.zeros(2, device=self.device, dtype=torch.float64 if self.device.type != "mps" else torch.float32)
+        total = torch.zeros(2, device=self.device, dtype=torch.float64)
         with self.averaged(), self.trainer.precision_plugin.forward_context():
             own = windows[rank::world]
             for first in range(0, len(windows[::world]), sequences):

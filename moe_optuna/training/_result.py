@@ -56,7 +56,7 @@ class TrainingResult:
 
 
 class TrainingFailure(RuntimeError):
-    """A training that cannot give a loss: it diverged, or it ran out of memory.
+    """A training that cannot give a loss: it diverged, or found no memory.
 
     Attributes:
         reason: One line.

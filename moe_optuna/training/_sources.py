@@ -157,11 +157,12 @@ def _whole(data: str, files: Mapping[str, Path]) -> Iterator[tuple[str, str]]:
                 continue
             try:
                 content = json.loads(line)["text"]
-            except (ValueError, TypeError, KeyError):
+            except (ValueError, TypeError, KeyError, RecursionError):
                 content = None
             if not isinstance(content, str):
                 raise InputError("expected a JSON object with a string at the key 'text'", where=f"{path}:{number}")
-            yield f"{name}:{number}", content.encode("utf-8", errors="replace").decode()  # half a surrogate pair
+            if content.strip():
+                yield f"{name}:{number}", content.encode("utf-8", errors="replace").decode()  # half a surrogate pair
 
 
 def _text(path: Path) -> str:

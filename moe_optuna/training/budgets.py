@@ -54,7 +54,7 @@ def train_budgets(
 
     Raises:
         InputError: Where the schedule is not ``wsd``, or the smallest budget's rate falls before it has risen.
-        TrainingFailure: Where a loss is no longer finite.
+        TrainingFailure: Where a loss is no longer finite, or memory is short.
     """
     if recipe.schedule != "wsd":
         raise InputError(f"{recipe.schedule!r}, expected wsd, which has a stable part to share", where="schedule")

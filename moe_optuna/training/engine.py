@@ -6,6 +6,7 @@ import gc
 import logging
 import math
 import os
+import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -18,7 +19,9 @@ import lightning.pytorch as pl
 import torch
 
 from moe_optuna.architecture import MoEArchitecture
-from moe_optuna.errors import InputError
+from moe_optuna.errors import InputError, whole_number
+from moe_optuna.files import remove_unfinished
+from moe_optuna.training import native
 from moe_optuna.training._corpus import Corpus
 from moe_optuna.training._data import TextData
 from moe_optuna.training._module import LanguageModelling
@@ -30,8 +33,20 @@ from moe_optuna.training.rules import Hyperparameters, hyperparameters
 
 __all__ = ["train"]
 
-FORMAT = 9
+FORMAT = 10
 _FILE = "training.pt"
+
+
+@contextmanager
+def _short_of_memory() -> Iterator[None]:
+    """What a device's allocator or Python says where memory is short, as a failure of the training."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        first, *_ = str(error).splitlines() or [type(error).__name__]
+        if isinstance(error, torch.OutOfMemoryError | MemoryError) or "DefaultCPUAllocator" in first:
+            raise TrainingFailure(f"memory is short: {first}") from error
+        raise
 
 
 def train(
@@ -62,11 +77,13 @@ def train(
         checkpoint: Folder that the state is written to at each report, and resumed from where it holds one.
         threads: CPU threads; ``None`` leaves torch's number.
         device: ``"auto"``, ``"cpu"`` or ``"cuda"``.
-        devices: Devices of this trial; with several the recipe's `strategy` is used.
+        devices: Devices of this trial; with several the recipe's `strategy` is used, and every process but this one,
+            unless a launcher has started them, runs the script again.
 
     Raises:
-        InputError: Where text and architecture do not fit, or the checkpoint is another trial's.
-        TrainingFailure: Where the loss is no longer finite.
+        InputError: Where an argument is none of these, text and architecture do not fit, or the checkpoint is another
+            trial's or of another text.
+        TrainingFailure: Where the loss is no longer finite, or memory is short.
     """
     hyper = hyperparameters(architecture, compute=compute, tokens=tokens, recipe=recipe, multiple=devices)
     return run(
@@ -83,6 +100,7 @@ def train(
     )
 
 
+@_short_of_memory()
 def run(
     architecture: MoEArchitecture,
     hyper: Hyperparameters,
@@ -104,8 +122,13 @@ def run(
             and written where this one's stable part ends.
     """
     begin = time.perf_counter()
+    devices, seed = whole_number(devices, "devices"), whole_number(seed, "seed", least=0)
+    if devices > 1 and sys.argv[0] in ("", "-", "-c") and "LOCAL_RANK" not in os.environ:
+        raise InputError(f"{devices}, expected 1 outside a script: the other processes run it again", where="devices")
+    if checkpoint is not None and Path(checkpoint).is_file():
+        raise InputError("a file, expected a folder", where=checkpoint)
     if threads is not None:
-        torch.set_num_threads(threads)
+        torch.set_num_threads(whole_number(threads, "threads"))
     accelerator = _accelerator(device)
     corpus = Corpus.prepare(recipe)
     if corpus.vocab_size > architecture.vocab_size:
@@ -132,8 +155,11 @@ def run(
     model = MoELanguageModel(architecture, recipe, corpus.end if recipe.document_mask else None)
     initialise(model, seed)
     module = LanguageModelling(model, recipe, hyper, micro_batches)
-    grid = _Grid(data, report, interrupted, begin, checkpoint, stem, _identity(architecture, recipe, hyper, seed))
+    identity = _identity(architecture, recipe, hyper, seed, corpus)
+    grid = _Grid(data, report, interrupted, begin, checkpoint, stem, identity)
     grid.resume(module)
+    if accelerator == "cpu":
+        native.library()  # which warns where there is none
     with _quiet(), _old_objects_left_alone():
         trainer = pl.Trainer(
             accelerator=accelerator,
@@ -182,7 +208,7 @@ class _Grid(pl.Callback):
             self.save(module, self.stem, _of_stem(self.identity), [])
         if module.step not in self.data.report_steps:
             # Several devices must agree to stop, which they do at reports.
-            if self.stopped or (trainer.world_size == 1 and self.ask(module.step)):
+            if self.stopped or (trainer.world_size == 1 and self.ask()):
                 trainer.should_stop = True
                 if self.file is not None:
                     self.save(module, self.file, self.identity, self.curve)
@@ -217,7 +243,7 @@ class _Grid(pl.Callback):
         if self.interrupted is not None and trainer.world_size == 1:
             module.interrupted = self.ask
 
-    def ask(self, step: int) -> bool:
+    def ask(self) -> bool:
         """Whether the training is to stop between reports; what is asked once is not asked again."""
         self.stopped = self.interrupted is not None and self.interrupted()
         return self.stopped
@@ -249,6 +275,7 @@ class _Grid(pl.Callback):
         if not module.trainer.is_global_zero:
             return
         file.parent.mkdir(parents=True, exist_ok=True)
+        remove_unfinished(file.parent, f"{file.stem}.[0-9]*")
         unfinished = file.with_suffix(f".{os.getpid()}")
         try:
             with unfinished.open("wb") as stream:
@@ -293,9 +320,12 @@ class _Grid(pl.Callback):
         )
 
 
-def _identity(architecture: MoEArchitecture, recipe: Recipe, hyper: Hyperparameters, seed: int) -> dict[str, Any]:
+def _identity(
+    architecture: MoEArchitecture, recipe: Recipe, hyper: Hyperparameters, seed: int, corpus: Corpus
+) -> dict[str, Any]:
     """What a checkpoint must agree with."""
-    return {"architecture": architecture.to_dict(), "recipe": recipe.to_dict(), "seed": seed, **asdict(hyper)}
+    shared = {"recipe": recipe.to_dict(), "text": corpus.origin["content"]}
+    return {"architecture": architecture.to_dict(), **shared, "seed": seed, **asdict(hyper)}
 
 
 def _of_stem(identity: dict[str, Any]) -> dict[str, Any]:

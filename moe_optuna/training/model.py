@@ -236,8 +236,8 @@ class MoELanguageModel(nn.Module):
             E=a.n_experts, K=a.top_k, expert_hidden=a.d_expert, shared_hidden=a.shared_width,
             softmax=rule.scores == "softmax", balance=rule.balance_loss, z=rule.z_loss,
         )  # fmt: skip
-        tokens = token_BS.flatten(), target_BS.flatten()
-        return native.losses(native.Step(shape, self.rotary, *tokens, weights, self.spare, self.flat))
+        token_T, target_T = (ids.flatten().long().contiguous() for ids in (token_BS, target_BS))
+        return native.losses(native.Step(shape, self.rotary, token_T, target_T, weights, self.spare, self.flat))
 
     def _layers(self, token_BS: Tensor) -> tuple[Tensor, Tensor]:
         """The last layer's output (T, D), and the routers' losses added up."""

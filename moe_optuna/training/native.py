@@ -4,8 +4,8 @@ first needed.
 A step of a small model takes a millisecond of arithmetic; sublayer by sublayer torch and Python take several more.
 
 The compiler is the machine's own (``$CC``, or ``cc``); what it makes is cached under `cache_folder` by a hash of source
-and target. Without a compiler, without an `sgemm` (`_blas.py`), or with ``MOE_OPTUNA_NATIVE=0`` there is no library,
-`takes` says so, and torch's operations run.
+and target. Without a compiler or an `sgemm` (`_blas.py`), with a warning, or with ``MOE_OPTUNA_NATIVE=0`` there is no
+library, `takes` says so, and torch's operations run.
 
 Shapes: B sequences, S context, T = B S tokens, H query heads, G key and value heads, C head features.
 """
@@ -15,9 +15,11 @@ from __future__ import annotations
 import ctypes
 import hashlib
 import os
+import shlex
 import shutil
 import subprocess
 import tempfile
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -29,6 +31,8 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.nn import Parameter
 
+from moe_optuna.errors import InputError
+from moe_optuna.files import remove_unfinished
 from moe_optuna.training._blas import sgemm
 from moe_optuna.training._corpus import cache_folder
 from moe_optuna.training.kernels import apply
@@ -52,9 +56,12 @@ def library() -> ctypes.CDLL | None:
         return None
     try:
         product, loaded = sgemm(), _built()
-    except (OSError, AttributeError, subprocess.SubprocessError):
-        return None
-    if loaded is None:
+    except (OSError, AttributeError, subprocess.SubprocessError) as error:
+        told = error.stderr.decode(errors="replace") if isinstance(error, subprocess.CalledProcessError) else ""
+        first, *_ = told.strip().splitlines() or str(error).splitlines() or [type(error).__name__]
+        warnings.warn(
+            f"no compiled step, so that torch's operations run, a quarter to two fifths as fast: {first}", stacklevel=2
+        )
         return None
     pointer, integer = ctypes.c_void_p, ctypes.c_int
     loaded.use_gemm.argtypes, loaded.use_gemm.restype = [pointer], None
@@ -68,40 +75,57 @@ def library() -> ctypes.CDLL | None:
     return loaded
 
 
-def _built() -> ctypes.CDLL | None:
-    """The library of the first target that the compiler can do, from the cache where it has been made before."""
-    compiler = shutil.which(os.environ.get("CC", "cc"))
-    if compiler is None:
-        return None
+def _built() -> ctypes.CDLL:
+    """The library of the first target that the compiler can do, from the cache where it has been made before.
+
+    Raises:
+        OSError: Where there is no compiler, or nothing can be written.
+        InputError: Where ``$CC`` is no command.
+        subprocess.SubprocessError: Where it can do no target.
+    """
+    try:
+        compiler = shlex.split(os.environ.get("CC", "")) or ["cc"]  # maybe with arguments, or a cache before it
+    except ValueError as error:
+        raise InputError(f"{error}, expected a command", where="CC") from None
+    if shutil.which(compiler[0]) is None:
+        raise OSError(f"no C compiler {compiler[0]!r} (CC)")
+    failure: subprocess.CalledProcessError | None = None
     for target in _TARGETS:
         try:  # what the compiler defines tells its version and every instruction set that the machine has
             defined = subprocess.run(
-                [compiler, *target, "-dM", "-E", "-x", "c", os.devnull], capture_output=True, check=True, timeout=60
+                [*compiler, *target, "-dM", "-E", "-x", "c", os.devnull], capture_output=True, check=True, timeout=60
             ).stdout
-        except subprocess.CalledProcessError:
+        except subprocess.CalledProcessError as error:
+            failure = failure or error
             continue
         digest = hashlib.sha256(_SOURCE.read_bytes() + repr((_FLAGS, target)).encode() + defined).hexdigest()[:32]
         file = cache_folder() / "native" / f"{digest}.so"
         if not file.is_file():
             file.parent.mkdir(parents=True, exist_ok=True)
+            remove_unfinished(file.parent, ".unfinished-*")
             with tempfile.TemporaryDirectory(prefix=".unfinished-", dir=file.parent) as folder:
                 unfinished = Path(folder) / file.name
-                command = [compiler, *_FLAGS, *target, "-o", str(unfinished), str(_SOURCE), "-lm"]
+                command = [*compiler, *_FLAGS, *target, "-o", str(unfinished), str(_SOURCE), "-lm"]
                 try:
                     subprocess.run(command, capture_output=True, check=True, timeout=120)
-                except subprocess.CalledProcessError:
+                except subprocess.CalledProcessError as error:
+                    failure = failure or error
                     continue
                 unfinished.replace(file)
         return ctypes.CDLL(str(file))
-    return None
+    assert failure is not None
+    raise failure
 
 
 def takes(weights: Sequence[Tensor | None]) -> bool:
     """Whether `losses` takes a model's weights: whole ones (no shards) in float32 on a CPU, and there is a library."""
-    return library() is not None and all(
-        weight is None
-        or (type(weight) in (Tensor, Parameter) and weight.dtype is torch.float32 and weight.device.type == "cpu")
-        for weight in weights
+    return (
+        all(
+            weight is None
+            or (type(weight) in (Tensor, Parameter) and weight.dtype is torch.float32 and weight.device.type == "cpu")
+            for weight in weights
+        )
+        and library() is not None
     )
 
 

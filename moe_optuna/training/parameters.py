@@ -36,6 +36,8 @@ def initialise(model: MoELanguageModel, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     for name, parameter, fan_in in fan_ins(model):
         if parameter.ndim < 2:
+            if name.endswith("bias"):  # which torch draws
+                parameter.zero_()
             continue
         if fan_in is None:  # the embedding: unit variance a feature, as after the norms
             std = 1.0 if not a.tied_embeddings else a.d_model**-0.5

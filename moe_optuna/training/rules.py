@@ -28,7 +28,7 @@ import math
 from dataclasses import dataclass
 
 from moe_optuna.architecture import MoEArchitecture
-from moe_optuna.errors import InputError
+from moe_optuna.errors import InputError, whole_number
 from moe_optuna.training._recipe import Recipe
 
 __all__ = ["EMBEDDING_FACTOR", "REFERENCE_FAN_IN", "Hyperparameters", "hyperparameters", "rate_factor"]
@@ -87,16 +87,15 @@ def hyperparameters(
         multiple: The batch is a multiple of so many sequences (the devices of a trial).
 
     Raises:
-        InputError: Where compute or tokens are not positive.
+        InputError: Where compute or tokens are not positive and finite, or `multiple` is below 1.
     """
+    multiple = whole_number(multiple, "devices")
     if not (math.isfinite(compute) and compute > 0):
         raise InputError(f"{compute!r}, expected a positive finite number", where="compute")
-    if tokens < 1:
-        raise InputError(f"{tokens!r}, expected at least 1", where="tokens")
-    compute, context = (
-        float(compute),
-        architecture.context_length,
-    )  # numpy's numbers would not be read from a checkpoint
+    if not (math.isfinite(tokens) and tokens >= 1):
+        raise InputError(f"{tokens!r}, expected a finite number of at least 1", where="tokens")
+    compute, tokens = float(compute), int(tokens)  # numpy's numbers would not be read from a checkpoint
+    context = architecture.context_length
     batch = 0.18 * tokens**0.6
     sequences = max(1, round((recipe.batch_tokens or batch) / context / multiple)) * multiple
     rate = 7.4e-3 * (compute / _ANCHOR) ** -0.07 * (sequences * context / batch) ** 0.5

@@ -22,7 +22,7 @@ import pytest
 import tokenizers
 
 from moe_optuna.errors import InputError
-from moe_optuna.training import Corpus, Recipe, find_text, prepare
+from moe_optuna.training import Recipe, find_text, prepare
 from moe_optuna.training._corpus import _prepare
 from moe_optuna.training._sources import _PIECE, _pieces, documents, source_files
 from moe_optuna.training._vocabulary import learn_vocabulary, load_vocabulary
@@ -65,7 +65,8 @@ def test_a_document_stays_on_its_side(folder: Path) -> None:
 def test_lines_of_jsonl_are_documents(tmp_path: Path) -> None:
     texts = [f"document {number}: {'ä' * number}" for number in range(30)]
     lines = [json.dumps({"text": text, "id": number}) for number, text in enumerate(texts)]
-    (tmp_path / "all.jsonl").write_text("\n".join([*lines, ""]), encoding="utf-8")
+    empty = json.dumps({"text": " \n"})  # no document, as an empty file is none
+    (tmp_path / "all.jsonl").write_text("\n".join([*lines, empty, "", empty]), encoding="utf-8")
     corpus = prepare(Recipe(data=str(tmp_path / "all.jsonl"), held_out=0.2))
     assert documents_of(corpus.train) | documents_of(corpus.held_out) == {text.encode() for text in texts}
 
@@ -305,7 +306,7 @@ def test_tokens_stand_for_every_byte_of_the_text(tmp_path: Path, write: Any, suf
     assert vocabulary.token_bytes.shape == (vocabulary.size,)
     assert tokens.max() < vocabulary.size
     assert vocabulary.token_bytes[tokens].sum() == len(TEXT.encode()) + 1
-    assert tokens[-1] != tokens[:-1].max() or (tokens == tokens[-1]).sum() == 1
+    assert np.flatnonzero(tokens == vocabulary.end).tolist() == [len(tokens) - 1]
     if suffix:
         assert len(tokens) < len(TEXT.encode())
 
@@ -455,12 +456,6 @@ def test_windows_are_packed_and_each_is_seen_once_an_epoch(folder: Path) -> None
     assert max(np.diff(starts)) - min(np.diff(starts)) <= 50
 
 
-def test_unigram_loss_is_the_cross_entropy_of_counts() -> None:
-    corpus = Corpus(np.array([0, 0, 1], np.uint16), np.array([0, 1, 1], np.uint16), 2, None, None, {})
-    expected = -(math.log(3 / 5) + 2 * math.log(2 / 5)) / 3
-    assert corpus.unigram_loss() == pytest.approx(expected)
-
-
 # ------------------------------------------------------------------------------------------------ bad input
 
 
@@ -478,6 +473,7 @@ def bad_folder(path: Path) -> dict[str, Any]:
     (path / "latin.txt").write_bytes("fünf naïve cafés".encode("latin-1"))
     (path / "wide").write_bytes("some words".encode("utf-16-le"))
     (path / "packed.jsonl.gz").write_bytes(b"\x1f\x8b")
+    (path / "deep.jsonl").write_text('{"text": ' + "[" * 100_000 + "\n", encoding="utf-8")
     (path / "list.json").write_text('[{"text": "fine"}]', encoding="utf-8")
     (path / "broken.json").write_text("[1, 2", encoding="utf-8")
     (path / "broken.tiktoken").write_text("not base64 at all!\n", encoding="utf-8")
@@ -497,6 +493,7 @@ def bad_folder(path: Path) -> dict[str, Any]:
         ({"data": "none.bin"}, "0 bytes, expected a positive multiple of 2"),
         ({"data": "half"}, "val.bin: missing"),
         ({"data": "broken.jsonl"}, r"broken.jsonl:2: expected a JSON object with a string at the key 'text'"),
+        ({"data": "deep.jsonl"}, r"deep.jsonl:1: expected a JSON object with a string at the key 'text'"),
         ({"data": "null.jsonl"}, r"null.jsonl:3: expected a JSON object with a string at the key 'text'"),
         ({"data": "latin.txt"}, r"latin.txt: invalid .* at byte 1, expected text in UTF-8"),
         ({"data": "wide"}, r"wide: holds a zero byte, expected text in UTF-8"),

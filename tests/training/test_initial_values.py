@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from moe_optuna.architecture import MoEArchitecture
+from moe_optuna.parts import GroupedQueryAttention
 from moe_optuna.training import MoELanguageModel
 from moe_optuna.training.attention import rotary_table
 from moe_optuna.training.parameters import initialise
@@ -38,6 +39,17 @@ def test_matrices_of_layers_are_orthogonal(architecture: Build, sizes: dict[str,
         elif "router" in name:
             std *= 0.1
         assert_orthogonal(matrix.detach().view(-1, a.d_head, a.d_model) if "qkv" in name else matrix.detach(), std)
+
+
+def test_a_seed_says_what_every_parameter_is(architecture: Build) -> None:
+    """Also of models with biases, which are 0."""
+    a = architecture(attention=GroupedQueryAttention(qkv_bias=True, output_bias=True), head_bias=True)
+    one, other = MoELanguageModel(a), MoELanguageModel(a)
+    for model in (one, other):
+        initialise(model, 0)
+    for (name, parameter), same in zip(one.named_parameters(), other.parameters(), strict=True):
+        assert torch.equal(parameter, same)
+        assert name.endswith("bias") != bool(parameter.any())
 
 
 def test_seeds_draw_other_matrices(architecture: Build) -> None:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from moe_optuna.architecture import MoEArchitecture
+from moe_optuna.errors import InputError
 from moe_optuna.training import MoELanguageModel, Recipe, native
 from moe_optuna.training.optimizer import FlatAdamW
 from moe_optuna.training.parameters import initialise, parameter_groups
@@ -197,6 +198,17 @@ def test_what_does_not_fit_is_refused(architecture: Build) -> None:
 
 
 @needs_library
+def test_tokens_lie_in_memory_as_they_like(architecture: Build) -> None:
+    """One token a sequence, every other column, or integers of half the size."""
+    model = model_of(architecture())
+    tokens = torch.randint(256, (4, 33), generator=torch.Generator().manual_seed(0))
+    for apart in (tokens[:, ::3], tokens[:1, ::2], tokens[:, :2], tokens[:, :17].int()):
+        together = apart.long().contiguous()
+        ids, targets = together[:, :-1].contiguous(), together[:, 1:].contiguous()
+        assert torch.equal(model.loss(apart[:, :-1], apart[:, 1:])[0], model.loss(ids, targets)[0])
+
+
+@needs_library
 def test_memory_that_was_given_back_is_not_read(architecture: Build) -> None:
     """Two forward passes before a backward pass have each their own; a second backward pass is refused."""
     model, tokens = model_of(architecture()), torch.arange(2 * 17).view(2, 17)
@@ -230,12 +242,41 @@ def test_without_gradients_nothing_is_kept(architecture: Build) -> None:
     assert model.spare == [training]
 
 
-def test_a_compiler_that_fails_is_no_library(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("CC", "false")
+@pytest.mark.parametrize(
+    ("compiler", "reason"), [("false", "false"), ("no-such-compiler -O9", "no C compiler 'no-such-compiler'")]
+)
+def test_a_compiler_that_fails_is_no_library(
+    tmp_path: Any, monkeypatch: pytest.MonkeyPatch, compiler: str, reason: str
+) -> None:
+    """A warning says why, once."""
+    monkeypatch.setenv("CC", compiler)
     monkeypatch.setenv("MOE_OPTUNA_CACHE", str(tmp_path))
     native.library.cache_clear()
     try:
-        assert native.library() is None
+        with pytest.warns(UserWarning, match=f"no compiled step.*: .*{reason}") as told:
+            assert native.library() is native.library() is None
+        assert len(told) == 1
+    finally:
+        native.library.cache_clear()
+
+
+def test_what_is_no_command_is_no_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CC", 'cc "')
+    native.library.cache_clear()
+    try:
+        with pytest.raises(InputError, match=r"^CC: No closing quotation, expected a command$"):
+            native.library()
+    finally:
+        native.library.cache_clear()
+
+
+@needs_library
+def test_a_compiler_may_have_arguments(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CC", "cc -pthread")
+    monkeypatch.setenv("MOE_OPTUNA_CACHE", str(tmp_path))
+    native.library.cache_clear()
+    try:
+        assert native.library() is not None
     finally:
         native.library.cache_clear()
 

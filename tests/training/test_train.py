@@ -2,7 +2,9 @@
 
 import base64
 import math
+import os
 import resource
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,7 @@ import torch
 
 from moe_optuna.architecture import MoEArchitecture
 from moe_optuna.errors import InputError
-from moe_optuna.training import Recipe, TrainingResult, train
+from moe_optuna.training import Recipe, TrainingFailure, TrainingResult, native, train
 from moe_optuna.training.model import MoELanguageModel
 from moe_optuna.training.parameters import initialise
 from moe_optuna.training.router import take_loads
@@ -26,7 +28,7 @@ SMALL: dict[str, Any] = {
 
 def trained(a: MoEArchitecture, folder: Path, *, tokens: int = 1280, changes: Any = (), **how: Any) -> TrainingResult:
     recipe = Recipe(data=str(folder), **(SMALL | dict(changes)))
-    return train(a, compute=1e8, tokens=tokens, recipe=recipe, device="cpu", threads=1, **how)
+    return train(a, compute=1e8, tokens=tokens, recipe=recipe, device="cpu", **({"threads": 1} | how))
 
 
 @pytest.mark.parametrize("changes", [{}, {"average": 0.2, "schedule": "cosine"}], ids=["plain", "averaged cosine"])
@@ -107,6 +109,53 @@ def test_a_damaged_checkpoint_is_none(architecture: Build, folder: Path, tmp_pat
     trained(architecture(), folder, checkpoint=tmp_path / "other")
     with pytest.raises(InputError, match="another trial's checkpoint, which differs in seed"):
         trained(architecture(), folder, checkpoint=tmp_path / "other", seed=1)
+
+
+def test_a_checkpoint_of_another_text_is_refused(architecture: Build, folder: Path, tmp_path: Path) -> None:
+    """Files of the same names with other words in them."""
+    trained(architecture(), folder, checkpoint=tmp_path / "state", report=lambda report: False)
+    for file in folder.iterdir():
+        file.write_text(file.read_text(encoding="utf-8").upper(), encoding="utf-8")
+    with pytest.raises(InputError, match=r"training.pt: another trial's checkpoint, which differs in text$"):
+        trained(architecture(), folder, checkpoint=tmp_path / "state")
+
+
+def test_what_a_killed_process_left_is_removed(architecture: Build, folder: Path, tmp_path: Path) -> None:
+    for name in ("training.123", "training.notes"):
+        (tmp_path / name).write_text("")
+        os.utime(tmp_path / name, (0, 0))
+    trained(architecture(), folder, checkpoint=tmp_path)
+    assert sorted(path.name for path in tmp_path.glob("training.*")) == ["training.notes", "training.pt"]
+
+
+@pytest.mark.parametrize(
+    ("how", "expected"),
+    [
+        ({"devices": 0}, "devices: 0, expected an integer of at least 1"),
+        ({"devices": -1}, "devices: -1, expected an integer of at least 1"),
+        ({"devices": 2}, "devices: 2, expected 1 outside a script"),
+        ({"threads": 0}, "threads: 0, expected an integer of at least 1"),
+        ({"tokens": math.inf}, "tokens: inf, expected a finite number of at least 1"),
+        ({"tokens": math.nan}, "tokens: nan, expected a finite number of at least 1"),
+        ({"seed": 1.5}, "seed: 1.5, expected an integer of at least 0"),
+        ({"seed": -1}, "seed: -1, expected an integer of at least 0"),
+        ({"checkpoint": __file__}, "test_train.py: a file, expected a folder"),
+    ],
+    ids=str,
+)
+def test_an_argument_that_is_none_is_told(
+    architecture: Build, folder: Path, monkeypatch: pytest.MonkeyPatch, how: dict[str, Any], expected: str
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["-c"])
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    with pytest.raises(InputError, match=expected):
+        trained(architecture(), folder, **how)
+
+
+def test_no_memory_is_a_failure_of_the_training(architecture: Build, folder: Path) -> None:
+    """More weights than any machine can address."""
+    with pytest.raises(TrainingFailure, match=r"memory is short: .*allocate memory"):
+        trained(architecture(vocab_size=2**31 - 1, d_model=2**16), folder)
 
 
 @pytest.fixture
@@ -234,3 +283,16 @@ def test_documents_are_masked_where_the_recipe_says(architecture: Build, folder:
     ids.tofile(tmp_path / "ids.bin")
     with pytest.raises(InputError, match="document_mask: true, but where a document of this text ends"):
         trained(architecture(vocab_size=300), tmp_path / "ids.bin", changes={"document_mask": True})
+
+
+def test_a_training_without_the_compiled_step_says_so(
+    architecture: Build, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Though the trainer is kept quiet."""
+    monkeypatch.setenv("CC", "no-such-compiler")
+    native.library.cache_clear()
+    try:
+        with pytest.warns(UserWarning, match="no compiled step.* no C compiler 'no-such-compiler'"):
+            trained(architecture(), folder)
+    finally:
+        native.library.cache_clear()
