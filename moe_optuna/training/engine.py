@@ -38,6 +38,19 @@ _FILE = "training.pt"
 
 
 @contextmanager
+def _own_objects_alone() -> Iterator[None]:
+    """The garbage collector looks at what comes to be within, and no further: to look through a process' modules again
+    and again costs some percent of a small step. At the end it looks once: trainer and model refer to each other, and a
+    process that trains one model after the other would keep all their memory until it looked everywhere."""
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.collect()
+        gc.unfreeze()
+
+
+@contextmanager
 def _short_of_memory() -> Iterator[None]:
     """What a device's allocator or Python says where memory is short, as a failure of the training."""
     try:
@@ -101,6 +114,7 @@ def train(
 
 
 @_short_of_memory()
+@_own_objects_alone()
 def run(
     architecture: MoEArchitecture,
     hyper: Hyperparameters,
@@ -160,7 +174,7 @@ def run(
     grid.resume(module)
     if accelerator == "cpu":
         native.library()  # which warns where there is none
-    with _quiet(), _old_objects_left_alone():
+    with _quiet():
         trainer = pl.Trainer(
             accelerator=accelerator,
             devices=devices,
@@ -386,17 +400,6 @@ def _strategy(name: str, devices: int) -> Any:
 def _precision(name: str, accelerator: str) -> str:
     mixed = name == "bfloat16" or (name == "auto" and accelerator == "cuda")
     return "bf16-mixed" if mixed else "32-true"
-
-
-@contextmanager
-def _old_objects_left_alone() -> Iterator[None]:
-    """The garbage collector passes over what was there before: looking through a process' modules again and again
-    costs some percent of a small step."""
-    gc.freeze()
-    try:
-        yield
-    finally:
-        gc.unfreeze()
 
 
 @contextmanager

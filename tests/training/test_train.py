@@ -1,6 +1,7 @@
 """Whole trainings: what they see, what they report, and that they resume as if nothing had happened."""
 
 import base64
+import gc
 import math
 import os
 import resource
@@ -156,6 +157,23 @@ def test_no_memory_is_a_failure_of_the_training(architecture: Build, folder: Pat
     """More weights than any machine can address."""
     with pytest.raises(TrainingFailure, match=r"memory is short: .*allocate memory"):
         trained(architecture(vocab_size=2**31 - 1, d_model=2**16), folder)
+
+
+def test_a_training_leaves_no_model_behind(architecture: Build, folder: Path) -> None:
+    """Though trainer and model refer to each other, and nobody collects garbage, as a worker goes on."""
+
+    def models() -> int:
+        return sum(isinstance(one, MoELanguageModel) for one in gc.get_objects())
+
+    gc.collect()
+    before = models()
+    gc.disable()
+    try:
+        trained(architecture(), folder)
+        trained(architecture(), folder, report=lambda report: False)
+        assert models() == before
+    finally:
+        gc.enable()
 
 
 @pytest.fixture
