@@ -17,14 +17,12 @@ what is worth handing on is where those are good.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache, wraps
-from typing import ParamSpec, Protocol, TypeVar
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from threadpoolctl import ThreadpoolController
 
 from moe_optuna.errors import InputError
 from moe_optuna.laws import _gp, _means
@@ -34,11 +32,9 @@ from moe_optuna.laws._gp import Array, Prior
 from moe_optuna.laws._means import MeanName
 from moe_optuna.laws._observations import Observations
 from moe_optuna.laws.band import BAND, Band, Optimum, band_of_draws
+from moe_optuna.laws.threads import one_thread
 
 __all__ = ["Field", "NamedAxis", "Observations", "Surrogate"]
-
-P = ParamSpec("P")
-R = TypeVar("R")
 
 USUAL_SPREAD = 0.015
 USUAL_DRIFT = 0.05
@@ -53,24 +49,6 @@ POLE = 289 / 9
 MEANS: tuple[MeanName, ...] = ("law", "quadratic", "constant")
 PREFERENCE = {"law": 0.0, "quadratic": -0.7, "constant": -1.4}  # log prior odds: what is known of the forms beforehand
 NEGLIGIBLE = 0.02  # share of the best mean's weight below which a mean is left out
-
-
-@cache
-def _pools() -> ThreadpoolController:
-    return ThreadpoolController()
-
-
-def _on_one_thread(method: Callable[P, R]) -> Callable[P, R]:
-    """Run on one BLAS thread: the matrices are small, trainings run beside, and the answer does not depend on the
-    machine.
-    """
-
-    @wraps(method)
-    def limited(*args: P.args, **kwargs: P.kwargs) -> R:
-        with _pools().limit(limits=1, user_api="blas"):
-            return method(*args, **kwargs)
-
-    return limited
 
 
 class NamedAxis(Protocol):
@@ -127,7 +105,7 @@ class Surrogate:
 
     # ---- learning
 
-    @_on_one_thread
+    @one_thread
     def fit(
         self,
         observations: Observations,
@@ -226,7 +204,7 @@ class Surrogate:
         chosen = int(np.argmax(scores))
         return options[chosen] if scores[chosen] > scores[0] + DROP_GAIN else ()
 
-    @_on_one_thread
+    @one_thread
     def condition(self, observations: Observations) -> Surrogate:
         """This surrogate with further runs (or fantasies), everything learned held fixed: O(n^2)."""
         twin = copy.copy(self)
@@ -239,7 +217,7 @@ class Surrogate:
 
     # ---- answers
 
-    @_on_one_thread
+    @one_thread
     def predict(self, compute: ArrayLike, coordinates: ArrayLike) -> tuple[Array, Array]:
         """Loss without seed noise: mean and sd (m,), nats per token.
 
@@ -258,7 +236,7 @@ class Surrogate:
         """Loss without seed noise: mean (m,) and covariance (m, m), nats per token."""
         return self.field(compute, coordinates).joint()
 
-    @_on_one_thread
+    @one_thread
     def field(self, compute: float, coordinates: ArrayLike) -> Field:
         """The joint distribution behind `joint`, to which runs at these candidates can be added one by one."""
         h, w = self._inputs(compute, np.asarray(coordinates, float).reshape(-1, len(self.axes)))
@@ -296,7 +274,7 @@ class Surrogate:
         chosen = _profile(candidates[:, axis], mean - sd)
         return band_of_draws(self.draw(compute, candidates[chosen]), candidates[chosen, axis], width)
 
-    @_on_one_thread
+    @one_thread
     def draw(self, compute: float, candidates: ArrayLike, draws: int = DRAWS) -> Array:
         """Joint draws of the loss without seed noise, (draws, m)."""
         h, w = self._inputs(compute, np.asarray(candidates, float).reshape(-1, len(self.axes)))

@@ -11,6 +11,7 @@ from typing import Any
 
 from moe_optuna.errors import InputError
 from moe_optuna.files import write_whole
+from moe_optuna.laws.threads import one_thread
 from moe_optuna.report import _sections as sections
 from moe_optuna.report._html import Html, tag
 from moe_optuna.report._run import Run
@@ -29,12 +30,10 @@ def write_report(out: str | Path) -> Path:
         InputError: Where the folder is not one of a search, a file in it is not what its name says, or the report
             cannot be written.
     """
-    from threadpoolctl import threadpool_limits
-
     from moe_optuna.report._figures import figures
 
     run = Run.read(out)
-    with threadpool_limits(1):  # small matrices: beside a running search more threads only wait for one another
+    with one_thread:  # small matrices: beside a running search more threads only wait for one another
         drawn = {name: json.loads(figure.to_json()) for name, figure in figures(run).items()}
     path = run.folder / "report.html"
     _write(path, _document(run, drawn))
