@@ -126,16 +126,6 @@ class Form:
         value, _ = self.log_model(self.read(columns), self.coordinates(coefficients))
         return np.asarray(np.exp(value[0]).reshape(shape))
 
-    def gradient(self, columns: Mapping[str, ArrayLike], coefficients: Mapping[str, float]) -> Array:
-        """Derivatives ``(p, n)`` of the law's value by its coefficients, in the order of `names`."""
-        value, partials = self.log_model(self.read(columns), self.coordinates(coefficients))
-        by_coordinate = np.exp(value[0]) * np.array([partial[0] for partial in partials])
-        scale = [
-            1.0 if parameter.kind in ("floor", "real") else 1.0 / coefficients[parameter.name]
-            for parameter in self.parameters
-        ]
-        return np.asarray(by_coordinate * np.array(scale)[:, None])
-
     def centre(self, features: Features, least: float) -> tuple[Array, Array]:
         """The map ``q = T phi + t`` from centred coordinates to the formula's.
 

@@ -176,7 +176,7 @@ class Posterior:
         return Posterior(factor, np.concatenate([self.white, fresh]))
 
     def project(self, cross: Array) -> Array:
-        """Covariances with the observations (n, m) in whitened form, for `mean` and `reduction`."""
+        """Covariances with the observations (n, m) in whitened form, as `extend` takes them."""
         return np.asarray(solve_triangular(self.factor, cross, lower=True, check_finite=False))
 
     def leave_one_out(self) -> tuple[Array, Array]:

@@ -30,7 +30,7 @@ from moe_optuna.laws._gp import Array, cholesky
 
 MAX_STEPS = 25
 BEND = 0.05
-"""How far an optimum's drift usually changes as log compute grows by two, as a part of the drift."""
+"""How far an optimum's drift usually changes as log compute grows by one half, as a part of the drift."""
 MeanName = Literal["law", "quadratic", "constant"]
 
 

@@ -182,14 +182,6 @@ class AxisFit:
         """Low and high edge of the band for each draw, (s,) each."""
         return _edges(self.form, self.draws, self.range, width)
 
-    def optima(self) -> Array:
-        """The optimum of each draw, (s,)."""
-        return _optima(self.form, self.draws, self.range)
-
-    def losses(self) -> Array:
-        """The least loss of each draw, (s,)."""
-        return np.asarray((self.form.basis(self.optima()) * self.draws[:, :2]).sum(1) + self.draws[:, 2])
-
 
 def fit_axis(
     form: FormName | AxisForm,

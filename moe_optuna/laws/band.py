@@ -34,16 +34,6 @@ class Band:
     high_interval: tuple[float, float]
     width: float = BAND
 
-    @property
-    def ratio(self) -> float:
-        """Relative extent, high / low."""
-        return self.high / self.low
-
-    @property
-    def extent(self) -> float:
-        """Absolute extent, high - low."""
-        return self.high - self.low
-
 
 @dataclass(frozen=True)
 class Optimum:

@@ -286,17 +286,6 @@ class Surrogate:
             parts.append(mean + rng.standard_normal((count, len(mean))) @ _gp.cholesky(covariance).T)
         return np.exp(np.vstack(parts))
 
-    def in_band(self, compute: float, candidates: ArrayLike, *, width: float = BAND) -> Array:
-        """Probability of each candidate (m,) to be within `width` of the least loss; 0 where it has no
-        chance."""
-        candidates = np.asarray(candidates, float)
-        mean, sd = self.predict(compute, candidates)
-        likely = np.argsort(mean - 2 * sd)[:JOINT_CANDIDATES]
-        draws = self.draw(compute, candidates[likely])
-        result = np.zeros(len(candidates))
-        result[likely] = (draws <= draws.min(1, keepdims=True) * (1 + width)).mean(0)
-        return result
-
     def law(self) -> tuple[Array, Array, float]:
         """The law's coefficients (q,), their covariance (q, q), and the log of compute at which h = 0, whichever
         mean won; their meaning is that of `_means.law`."""

@@ -12,8 +12,6 @@ def test_the_band_of_a_parabola_is_where_its_excess_is_the_width() -> None:
     band = band_of_draws(np.stack([loss, loss]), x)
     reach = np.sqrt(0.001 / 0.4)
     assert (band.low, band.high) == pytest.approx((0.35 - reach, 0.35 + reach), abs=2e-4)
-    assert band.ratio == pytest.approx((0.35 + reach) / (0.35 - reach), rel=1e-3)
-    assert band.extent == pytest.approx(2 * reach, rel=1e-2)
 
 
 def test_the_edges_of_an_uncertain_optimum_have_intervals() -> None:

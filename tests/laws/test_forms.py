@@ -57,20 +57,6 @@ def test_gradient_of_the_log_law_is_analytic(law):
 
 
 @EVERY
-def test_gradient_by_the_printed_coefficients(law):
-    table, _, matrix, offset, phi = centred(law, 1)
-    values = law.coefficients(phi @ matrix.T + offset)[0]
-    coefficients = dict(zip(law.names, map(float, values), strict=True))
-    gradient = law.gradient(table, coefficients)
-    for index, name in enumerate(law.names):
-        step = 1e-6 * abs(coefficients[name]) or 1e-7
-        ahead = law.predict(table, coefficients | {name: coefficients[name] + step})
-        behind = law.predict(table, coefficients | {name: coefficients[name] - step})
-        difference = (ahead - behind) / (2 * step)
-        assert np.allclose(gradient[index], difference, rtol=1e-4, atol=1e-6 * np.abs(difference).max() + 1e-12)
-
-
-@EVERY
 def test_coefficients_and_coordinates_are_inverse(law):
     _, _, matrix, offset, phi = centred(law)
     coordinates = phi @ matrix.T + offset

@@ -216,8 +216,6 @@ def test_many_runs_at_one_budget_find_the_band() -> None:
     band = surrogate.band(1e18, GRID, 0)
     assert band.low_interval[0] - 1e-9 <= near.min() <= band.low_interval[1] + 1e-9
     assert band.high_interval[0] - 1e-9 <= near.max() <= band.high_interval[1] + 1e-9
-    probability = surrogate.in_band(1e18, GRID)
-    assert probability[truth > truth.min() * 1.01].max() < 0.05
 
 
 def test_a_law_that_the_largest_budget_contradicts_is_dropped() -> None:
