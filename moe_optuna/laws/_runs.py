@@ -15,7 +15,7 @@ from moe_optuna.laws._form import Form
 from moe_optuna.laws._formulas import Array
 from moe_optuna.laws.forms import form
 
-__all__ = ["checked", "read_columns", "read_runs"]
+__all__ = ["checked", "ended", "read_columns", "read_runs"]
 
 _POSITIVE = (0.0, np.inf, "a positive number")
 _COUNT = (-1e-9, np.inf, "a number of at least 0")
@@ -87,14 +87,14 @@ def _rows(path: str | Path) -> tuple[list[str], list[dict[str, str]]]:
     return names, rows
 
 
-def _state(row: Mapping[str, str]) -> str:
-    """How a run ended, as Optuna writes it or as a search does."""
-    return (row.get("state") or "complete").strip().rpartition(".")[2].lower()
+def ended(state: str | None) -> str:
+    """How a run ended, told as Optuna writes it or as a search does; complete where nothing is told."""
+    return (state or "complete").strip().rpartition(".")[2].lower()
 
 
 def read_columns(path: str | Path, needed: Sequence[str], more: Sequence[str]) -> dict[str, NDArray[Any]]:
     """Of a CSV file of runs the columns that are needed and those more that it has, nan where a cell is empty, and
-    `state` as text.
+    `state` as it stands there.
 
     Raises:
         InputError: One line that names the file, the row (1 is the first below the header) and the column.
@@ -102,7 +102,7 @@ def read_columns(path: str | Path, needed: Sequence[str], more: Sequence[str]) -
     names, rows = _rows(path)
     if missing := [name for name in needed if name not in names]:
         raise InputError(f"no column {', '.join(missing)}, expected {', '.join(needed)}", where=path)
-    table: dict[str, NDArray[Any]] = {"state": np.array([_state(row) for row in rows], dtype=str)}
+    table: dict[str, NDArray[Any]] = {"state": np.array([row.get("state") or "" for row in rows], dtype=str)}
     for name in [*needed, *(name for name in more if name in names)]:
         table[name] = np.full(len(rows), np.nan)
         for index, row in enumerate(rows):
@@ -136,7 +136,7 @@ def read_runs(path: str | Path, law: str, *, group: str | None = None) -> dict[s
             f"expected {', '.join(wanted.columns)} for law {law!r}{grouped}{hint}",
             where=path,
         )
-    numbered = [(number, row) for number, row in enumerate(rows, start=1) if _state(row) == "complete"]
+    numbered = [(number, row) for number, row in enumerate(rows, start=1) if ended(row.get("state")) == "complete"]
     if not numbered:
         raise InputError(f"{'no complete run' if rows else 'no row'}, expected one run a row", where=path)
     table = {name: np.empty(len(numbered)) for name in wanted.columns}

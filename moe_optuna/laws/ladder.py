@@ -24,7 +24,7 @@ from moe_optuna.errors import InputError
 from moe_optuna.laws._ladder_laws import FittedAxis, LadderLaws, growth_of, power_laws_of
 from moe_optuna.laws._phase_law import USUAL_ERROR, USUAL_EXPONENT, PhaseLaw, group_of
 from moe_optuna.laws._power_law import PowerLaw, points_of
-from moe_optuna.laws._runs import read_columns
+from moe_optuna.laws._runs import ended, read_columns
 from moe_optuna.laws.axis import AxisForm, fit_axes
 from moe_optuna.laws.band import interval
 
@@ -33,6 +33,7 @@ __all__ = ["FittedAxis", "LadderLaws", "PowerLaw", "fit_ladder"]
 COLUMNS = ("phase", "compute", "loss")
 MORE = ("flops_per_token", "compute_density", "expansion_ratio", "forecast", "forecast_sd", *DIMENSIONS)
 FREED = ("n_experts", "top_k", "n_shared_experts", "n_heads")
+MAY_BE_0 = ("n_experts", "top_k", "n_shared_experts")
 LEAST_RUNS = 3
 
 
@@ -51,14 +52,15 @@ def fit_ladder(
             (`flops_per_token`; `compute_density`, `expansion_ratio`; `d_model`, ...); `state` where not all are
             complete, and the dimensions, which tell repeats. A pruned run counts with what its curve foretold
             (`forecast`, `forecast_sd`: nats per token, relative), or else as one that would not have beaten the best
-            complete one of its phase and budget.
+            complete one of its phase and budget. A count that is 0 in some run of a phase has no law there.
         space: Name of the search space.
         noise: Relative sd of a run over seeds where it is known; from repeats and residuals by default.
         seed: For the draws behind the intervals.
         score: Whether to predict the largest budget from the others as well.
 
     Raises:
-        InputError: Where a column is missing or holds no number, or no phase has three complete runs.
+        InputError: Where a column is missing or holds no number, an axis that a phase searched is blank or not positive
+            in some of its runs, no phase has three complete runs, or the noise is not positive.
     """
     if space is not None and not isinstance(space, str):
         raise InputError(f"a {type(space).__name__}, expected the name of a search space", where="space")
@@ -88,7 +90,7 @@ def fit_ladder(
 
 
 def _table(runs: Mapping[str, ArrayLike]) -> dict[str, NDArray[Any]]:
-    """The usable rows as arrays: numbers, `censored`, `vague` (relative sd of a forecast) and `group`."""
+    """The usable rows as arrays: numbers, `row`, `censored`, `vague` (relative sd of a forecast) and `group`."""
     for name in COLUMNS:
         if name not in runs:
             raise InputError(f"no such column, expected {', '.join(COLUMNS)} and the searched axes", where=name)
@@ -97,31 +99,32 @@ def _table(runs: Mapping[str, ArrayLike]) -> dict[str, NDArray[Any]]:
         listed = ", ".join(f"{name} {length}" for name, length in lengths.items())
         raise InputError(f"columns of different lengths: {listed}", where="runs")
     n = lengths["loss"]
-    state = np.char.lower(np.asarray(runs["state"], str)) if "state" in runs else np.full(n, "complete")
-    table: dict[str, NDArray[Any]] = {}
+    told = np.asarray(runs["state"], str) if "state" in runs else [""] * n
+    state = np.array([ended(text) for text in told], str)
+    complete = state == "complete"
+    table: dict[str, NDArray[Any]] = {"row": np.arange(1, n + 1), "censored": ~complete, "vague": np.zeros(n)}
     for name in (*COLUMNS, *MORE):
         if name in runs:
             try:
                 table[name] = np.asarray(runs[name]).astype(float)
             except ValueError as error:
                 raise InputError(f"not a number ({error})", where=name) from None
+    foretold = np.zeros(n, bool)
+    if "forecast" in table and "forecast_sd" in table:
+        ahead = np.stack([table["forecast"], table["forecast_sd"]])
+        foretold = ~complete & ((ahead > 0) & np.isfinite(ahead)).all(0)
+        table["loss"] = np.where(foretold, table["forecast"], table["loss"])
+        table["vague"] = np.where(foretold, table["forecast_sd"], 0.0)
     with np.errstate(invalid="ignore"):
         usable = np.isin(state, ("complete", "pruned")) & (table["compute"] > 0) & (table["loss"] > 0)
     usable &= np.isfinite(table["loss"]) & np.isfinite(table["compute"])
-    complete = state == "complete"
-    table["censored"] = ~complete
     for phase, compute in {(p, c) for p, c in zip(table["phase"][usable], table["compute"][usable], strict=True)}:
         member = usable & (table["phase"] == phase) & (table["compute"] == compute)
+        bound = member & ~complete & ~foretold
         if (member & complete).any():
-            table["loss"] = np.where(member & ~complete, table["loss"][member & complete].min(), table["loss"])
+            table["loss"] = np.where(bound, table["loss"][member & complete].min(), table["loss"])
         else:
-            usable &= ~member
-    table["vague"] = np.zeros(n)
-    if "forecast" in table and "forecast_sd" in table:
-        told = np.stack([table["forecast"], table["forecast_sd"]])
-        foretold = ~complete & ((told > 0) & np.isfinite(told)).all(0)
-        table["loss"] = np.where(foretold, table["forecast"], table["loss"])
-        table["vague"] = np.where(foretold, table["forecast_sd"], 0.0)
+            usable &= ~bound
     identity = [table[name] for name in ("compute", *DIMENSIONS) if name in table]
     table["group"] = group_of(identity) if len(identity) > 5 else np.arange(n)
     return {name: column[usable] for name, column in table.items()}
@@ -134,8 +137,8 @@ def _forms(phase: int, part: Mapping[str, NDArray[Any]]) -> dict[str, AxisForm]:
     forms: dict[str, AxisForm] = {}
     names = {0: ("flops_per_token",), 1: ("compute_density", "expansion_ratio"), 2: ("d_model", *FREED)}[phase]
     for name in names:
-        x = part.get(name)
-        if x is None or not (np.isfinite(x) & (x > 0)).all():
+        x = _told(part, name)
+        if x is None:
             continue
         if max(len(np.unique(x[part["compute"] == c])) for c in np.unique(part["compute"])) < 2:
             continue
@@ -149,11 +152,29 @@ def _forms(phase: int, part: Mapping[str, NDArray[Any]]) -> dict[str, AxisForm]:
     return forms
 
 
+def _told(part: Mapping[str, NDArray[Any]], name: str) -> NDArray[Any] | None:
+    """A column of the runs; None where it is not there, tells nothing, or is a count that is 0 in some.
+
+    Raises:
+        InputError: Where it is blank or not positive in some runs alone.
+    """
+    x = part.get(name)
+    if x is None or not (good := np.isfinite(x) & (x > 0)).any():
+        return None
+    allowed = good | ((name in MAY_BE_0) & (x == 0))
+    if not allowed.all():
+        first = allowed.argmin()
+        raise InputError(f"{x[first]:g}, expected a positive number", where=f"row {part['row'][first]}, column {name}")
+    return x if good.all() else None
+
+
 def _pole(part: Mapping[str, NDArray[Any]]) -> float:
     """The expansion ratio's upper pole, from the experts of the runs; just above the runs where these are not told."""
     if all(name in part for name in ("n_experts", "top_k", "n_shared_experts")):
         shared = part["n_shared_experts"]
-        return float(np.max((part["n_experts"] + shared) / np.maximum(part["top_k"] + shared, 1)))
+        poles = (part["n_experts"] + shared) / np.maximum(part["top_k"] + shared, 1)
+        if (known := np.isfinite(poles)).any():
+            return float(np.max(poles[known]))
     return 1.05 * float(part["expansion_ratio"].max())
 
 
@@ -176,10 +197,11 @@ def _fits(
 
 def _allocation(laws: Mapping[int, PhaseLaw], table: Mapping[str, NDArray[Any]]) -> dict[str, PowerLaw]:
     """FLOPs per token as they were, where no phase searched them; beyond a single budget as they usually grow."""
-    if 0 in laws or "flops_per_token" not in table:
+    flops_per_token = None if 0 in laws else _told(table, "flops_per_token")
+    if flops_per_token is None:
         return {}
     budgets = np.unique(table["compute"])
-    used = np.array([np.median(table["flops_per_token"][table["compute"] == c]) for c in budgets])
+    used = np.array([np.median(flops_per_token[table["compute"] == c]) for c in budgets])
     if len(budgets) == 1:
         b, error = USUAL_EXPONENT["flops_per_token"], 1.96 * USUAL_ERROR
         a = float(used[0] / budgets[0] ** b)
@@ -196,9 +218,8 @@ def _hold_out(
     compute = ladder.budgets[-1]
     smaller = np.asarray(runs["compute"]).astype(float) < compute * (1 - 1e-9)
     try:
-        others = fit_ladder(
-            {name: np.asarray(column)[smaller] for name, column in runs.items()}, noise=noise, seed=seed, score=False
-        )
+        known = {name: np.asarray(runs[name])[smaller] for name in (*COLUMNS, *MORE, "state") if name in runs}
+        others = fit_ladder(known, noise=noise, seed=seed, score=False)
     except InputError:
         return None
     shared = [f for f in ladder.axes if f.compute == compute and f.phase in others.phases]
@@ -244,7 +265,7 @@ def _held_out_loss(
     span, loss, loss_span, pooled = interval(draws[1:]), last.loss, last.loss_interval, last.pooled
     rows = (table["phase"] == last.phase) & (table["compute"] == last.compute) & ~table["censored"]
     groups, counts = np.unique(table["group"][rows], return_counts=True)
-    trainings = int(counts.max())
+    trainings = int(counts.max(initial=0))
     if trainings > 1:
         loss = float(table["loss"][rows & (table["group"] == groups[counts.argmax()])].mean())
         reach = 1.96 * noise / trainings**0.5

@@ -125,13 +125,16 @@ class Surrogate:
             compute: The budget asked about, FLOPs; by default, or without a run at it, the largest.
 
         Raises:
-            InputError: Where there is no observation, or their coordinates are not those of `axes`.
+            InputError: Where there is no observation, their coordinates are not those of `axes`, or the noise is not
+                positive.
         """
         if not len(observations):
             raise InputError("no runs, expected at least one", where="observations")
         if observations.coordinates.shape[1] != len(self.axes):
             found = observations.coordinates.shape[1]
             raise InputError(f"{found} columns, expected {len(self.axes)}: {', '.join(self.axes)}", where="coordinates")
+        if noise is not None and not 0 < noise < np.inf:
+            raise InputError(f"{noise!r}, expected a positive number", where="noise")
         observations = observations.distinct()
         told = observations.compute[~observations.censored]
         if compute is None or compute not in told:

@@ -245,6 +245,23 @@ def test_what_pruned_runs_foretold_tells_how_steep_the_law_is() -> None:
     assert np.mean(off["forecasts"]) < 0.5 * np.mean(off["bounds"])
 
 
+def test_forecasts_count_where_no_run_of_a_phase_and_budget_is_complete() -> None:
+    """Forecasts that hit stand in for the runs' losses, whatever those say; without them the rows count for nothing."""
+    table = runs([1e18, 3e18, 1e19], (0, 12, 8), 0.001, 0)
+    last = (table["compute"] == 1e19) & (table["phase"] == 2)
+    pruned = table | {"state": np.where(last, "pruned", "complete"), "loss": np.where(last, 9.0, table["loss"])}
+    forecasts = {"forecast": np.where(last, table["loss"], np.nan), "forecast_sd": np.where(last, 1e-6, np.nan)}
+    whole, without = (fit_ladder(each, score=False) for each in (table, pruned))
+    assert (whole.phases[2].points, without.phases[2].points) == (24, 16)
+    for loss in (pruned["loss"], np.where(last, np.nan, table["loss"])):
+        laws = fit_ladder(pruned | forecasts | {"loss": loss})
+        assert laws.phases[2].points == 24
+        assert laws.predict("d_model", 1e20)[0] == pytest.approx(whole.predict("d_model", 1e20)[0], rel=1e-6)
+        assert laws.predict("loss", 1e20)[0] == pytest.approx(whole.predict("loss", 1e20)[0], rel=1e-6)
+        assert laws.held_out["loss"]["phase"] == 2
+        assert (laws.held_out["loss"]["trainings"], laws.held_out["loss"]["pooled"]) == (0, True)
+
+
 def test_repeats_of_an_architecture_tell_the_noise() -> None:
     table = runs([1e18, 1e19], (0, 20, 0), 0.0, 3)
     table = {name: np.repeat(column, 3) for name, column in table.items()}
@@ -287,7 +304,10 @@ def test_a_file_of_runs_gives_the_laws_of_its_columns(tmp_path: Path) -> None:
         writer = csv.DictWriter(file, ["study", *columns], restval="a/1e+18/phase-0")
         writer.writeheader()
         writer.writerows(rows)
-    assert fit_ladder(path, score=False).to_dict() == fit_ladder(columns, score=False).to_dict()
+    laws = fit_ladder(columns, score=False).to_dict()
+    assert fit_ladder(path, score=False).to_dict() == laws
+    more = {"state": [f" TrialState.{state.upper()}" for state in columns["state"]], "note": "x", "tags": np.arange(3)}
+    assert fit_ladder(columns | more).to_dict() | {"held_out": None} == laws
 
 
 @pytest.mark.parametrize(
@@ -384,6 +404,52 @@ def test_bad_runs_are_named(change: dict, expected: str) -> None:
     table = runs([1e18, 1e19], (5, 12, 6), 0.003, 0) | change
     with pytest.raises(InputError, match=expected):
         fit_ladder({name: column for name, column in table.items() if column is not None})
+
+
+@pytest.mark.parametrize("value", [float("nan"), 0.0, -2.0])
+@pytest.mark.parametrize(
+    ("phase", "name"),
+    [
+        (0, "flops_per_token"), (1, "compute_density"), (1, "expansion_ratio"), (2, "d_model"), (2, "n_heads"),
+        (1, "flops_per_token"),  # not searched, but as it was
+    ],
+)  # fmt: skip
+def test_one_wrong_cell_of_an_axis_is_named(phase: int, name: str, value: float) -> None:
+    table = runs([1e18, 1e19], (6 if (phase, name) != (1, "flops_per_token") else 0, 12, 6), 0.003, 0)
+    table["n_heads"] = np.arange(len(table["loss"])) % 3 + 1.0
+    wrong = int(np.flatnonzero(table["phase"] == phase)[-2])
+    table[name] = np.where(np.arange(len(table["loss"])) == wrong, value, table[name])
+    with pytest.raises(InputError, match=rf"^row {wrong + 1}, column {name}: {value:g}, expected a positive number$"):
+        fit_ladder(table)
+    table["state"] = np.where(np.arange(len(table["loss"])) == wrong, "failed", "complete")
+    assert name in fit_ladder(table, score=False).power_laws
+
+
+@pytest.mark.parametrize("name", ["n_shared_experts", "n_experts", "top_k"])
+def test_a_count_that_is_0_in_some_run_has_no_law(name: str) -> None:
+    table = runs([1e18, 1e19], (0, 12, 12), 0.003, 0)
+    last, counts = table["phase"] == 2, np.arange(len(table["loss"])) % 3
+    searched, with_none = (np.where(last, each, table[name]) for each in (counts + 1, counts))
+    assert name in fit_ladder(table | {name: searched}, score=False).axes_known
+    known = fit_ladder(table | {name: with_none}, score=False).axes_known
+    assert known == ("compute_density", "expansion_ratio", "d_model")
+
+
+def test_the_pole_is_that_of_the_runs_whose_experts_are_told() -> None:
+    table = runs([1e18, 1e19], (0, 12, 0), 0.003, 0)
+    for name in ("n_experts", "top_k", "n_shared_experts"):
+        table[name] = np.where(np.arange(24) == 5, np.nan, table[name])
+        assert fit_ladder(table, score=False).phases[1].axes[1].form.pole == pytest.approx(POLE)
+    for blank in (np.full(24, np.nan), None):
+        left = {key: column for key, column in (table | {"top_k": blank}).items() if column is not None}
+        pole = fit_ladder(left, score=False).phases[1].axes[1].form.pole
+        assert pole == pytest.approx(1.05 * table["expansion_ratio"].max())
+
+
+@pytest.mark.parametrize("noise", [-1.0, 0.0, float("nan"), float("inf")])
+def test_a_noise_that_is_none_is_named(noise: float) -> None:
+    with pytest.raises(InputError, match=f"^noise: {noise}, expected a positive number$"):
+        fit_ladder(runs([1e18, 1e19], (0, 6, 0), 0.003, 0), noise=noise)
 
 
 @pytest.mark.parametrize(
