@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from moe_optuna.errors import InputError
+from moe_optuna.errors import InputError, whole_number
 from moe_optuna.laws._fit import Fit, HeldOut, log_interval
 from moe_optuna.laws._form import Form
 from moe_optuna.laws._formulas import Array
@@ -62,8 +62,7 @@ def fit(
     rows, p = len(table[wanted.target]), len(wanted.parameters)
     if rows <= p:
         raise InputError(f"{rows} runs, expected more than its {p} coefficients", where=law)
-    if isinstance(bootstraps, bool) or bootstraps < 0:
-        raise InputError(f"{bootstraps!r}, expected a count of at least 0", where="bootstraps")
+    bootstraps = whole_number(bootstraps, "bootstraps", least=0)
     delta = wanted.delta if delta is None else delta
     if not delta > 0:
         raise InputError(f"{delta!r}, expected a positive number", where="delta")
@@ -165,13 +164,17 @@ def _bootstrap(
 
 
 def _noise(wanted: Form, table: Mapping[str, Array], residuals: Array, p: int) -> tuple[float, str]:
-    """Relative standard deviation of a run: pooled over runs with equal inputs, or else of the residuals."""
-    inputs = np.stack([table[name] for name in wanted.inputs], axis=1)
+    """Relative standard deviation of a run: pooled over runs with equal inputs, or else of the residuals. A run with
+    equal inputs and the same target is the same training again, and tells nothing of it.
+    """
+    runs = np.stack([table[name] for name in wanted.columns], axis=1)
+    distinct = np.sort(np.unique(runs, axis=0, return_index=True)[1])
+    inputs = runs[distinct, :-1]
     cell = np.unique(inputs, axis=0, return_inverse=True)[1].ravel()
     counts = np.bincount(cell)
     freedom = int((counts - 1).sum())
     if freedom >= 5:
-        logs = np.log(table[wanted.target])
+        logs = np.log(table[wanted.target][distinct])
         means = np.bincount(cell, logs) / counts
         return float(np.sqrt(((logs - means[cell]) ** 2).sum() / freedom)), "repeats"
     return float(np.sqrt((residuals**2).sum() / (len(residuals) - p))), "residuals"

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from moe_optuna.errors import InputError
+from moe_optuna.errors import InputError, whole_number
 from moe_optuna.laws._formulas import Array
 from moe_optuna.laws._intervals import widening
 from moe_optuna.laws.published import PUBLISHED, OutsideRangeWarning
@@ -127,7 +127,7 @@ def leverage_from_runs(
         dense: Columns `compute` and `loss`; give each budget's best run, or runs of one recipe.
         moe: The same and `activation_ratio`, `granularity`; equal pairs of those make a family.
         curve: `power` (no floor, as the paper) or `floored_power`.
-        bootstraps: Of each curve.
+        bootstraps: Of each curve, at least one.
         seed: Of the bootstraps.
 
     Raises:
@@ -137,6 +137,7 @@ def leverage_from_runs(
 
     if curve not in ("power", "floored_power"):
         raise InputError(f"{curve!r}, expected 'power' or 'floored_power'", where="curve")
+    bootstraps = whole_number(bootstraps, "bootstraps")
     wanted = ("activation_ratio", "granularity", "compute", "loss")
     if missing := [name for name in wanted if name not in moe]:
         raise InputError(f"missing column {', '.join(missing)}", where="moe")

@@ -29,7 +29,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import expit
 
-from moe_optuna.errors import InputError
+from moe_optuna.errors import InputError, whole_number
 from moe_optuna.laws.band import BAND, Band, interval
 
 __all__ = ["AxisFit", "AxisForm", "FormName", "fit_axes", "fit_axis"]
@@ -204,7 +204,8 @@ def fit_axis(
         draws, seed: For the intervals.
 
     Raises:
-        InputError: On fewer than four runs, fewer than three different values, or values outside the form's domain.
+        InputError: On fewer than four runs, fewer than three different values, values outside the form's domain, a
+            negative noise, or no draw.
     """
     chosen = form if isinstance(form, AxisForm) else AxisForm(form, pole)
     return fit_axes({"x": chosen}, {"x": x}, loss, noise=noise, draws=draws, seed=seed)["x"]
@@ -224,6 +225,9 @@ def fit_axes(
     x = {name: np.asarray(columns[name], float) for name in forms}
     if not (len(y) and np.isfinite(y).all() and (y > 0).all()):
         raise InputError("expected positive finite numbers, at least one", where="loss")
+    if noise is not None and not 0 <= noise < np.inf:
+        raise InputError(f"{noise!r}, expected a number of at least 0", where="noise")
+    draws = whole_number(draws, "draws")
     for name, form in forms.items():
         if x[name].shape != y.shape:
             raise InputError(f"{len(x[name])} rows, expected {len(y)}, one a loss", where=name)

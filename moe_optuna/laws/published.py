@@ -30,6 +30,8 @@ from moe_optuna.laws.forms import FORMS
 
 __all__ = ["PUBLISHED", "OutsideRangeWarning", "PublishedLaw"]
 
+_MAY_BE_0 = ("n_experts", "n_shared_experts")
+
 
 class OutsideRangeWarning(UserWarning):
     """A law is asked about something that its authors did not measure."""
@@ -75,12 +77,19 @@ class PublishedLaw:
         if len(arguments) > len(self.inputs):
             raise InputError(f"{len(arguments)} arguments, expected {', '.join(self.inputs)}", where=self.name)
         given = dict(zip(self.inputs, arguments, strict=False)) | dict(named)
+        if twice := [name for name in self.inputs[: len(arguments)] if name in named]:
+            raise InputError(f"{', '.join(twice)} given twice, expected once", where=self.name)
         if wrong := sorted(set(given) ^ set(self.inputs)):
             raise InputError(f"{', '.join(wrong)} not as expected: {', '.join(self.inputs)}", where=self.name)
         columns = {name: np.asarray(given[name], dtype=float) for name in self.inputs}
         for name, values in columns.items():
-            if not np.isfinite(values).all() or (name != "n_shared_experts" and (values <= 0).any()):
-                raise InputError(f"{given[name]!r}, expected positive finite numbers", where=f"{self.name}: {name}")
+            fits, words = values > 0, "positive finite numbers"
+            if name in _MAY_BE_0:
+                fits, words = values >= 0, "finite numbers of at least 0"
+            if not (fits & np.isfinite(values)).all():
+                raise InputError(f"{given[name]!r}, expected {words}", where=f"{self.name}: {name}")
+            if name == "n_experts":  # 0 counts as 1, in the range too
+                columns[name] = np.where(values == 0, 1.0, values)
         return columns
 
     def decades_outside(self, *arguments: ArrayLike, **named: ArrayLike) -> Array:
@@ -107,14 +116,18 @@ class PublishedLaw:
         """The law's value, in the shape of the inputs; a float for numbers.
 
         Raises:
-            InputError: Where an input is missing, unknown, or not positive.
+            InputError: Where an input is missing, unknown, given twice, or not positive (experts: below 0).
         """
         columns = self._columns(arguments, named)
         self._warn(columns)
         return _plain(self.form.predict(columns, self.coefficients))
 
     def interval(self, *arguments: ArrayLike, level: float = 0.95, **named: ArrayLike) -> tuple[Any, Any]:
-        """Ends of the interval that holds the truth with probability `level`; the rule stands in the module's head."""
+        """Ends of the interval that holds the truth with probability `level`; the rule stands in the module's head.
+
+        Raises:
+            InputError: As of a call, and where the level is not a fraction.
+        """
         columns = self._columns(arguments, named)
         self._warn(columns)
         return self._ends(columns, level)
@@ -125,6 +138,8 @@ class PublishedLaw:
         return _plain(self.form.predict(columns, self.coefficients)), self._ends(columns, level)
 
     def _ends(self, columns: Mapping[str, Array], level: float) -> tuple[Any, Any]:
+        if not 0 < level < 1:
+            raise InputError(f"{level!r}, expected a fraction above 0 and below 1, such as 0.95", where="level")
         value = self.form.predict(columns, self.coefficients)
         z = NormalDist().inv_cdf(0.5 + level / 2)
         half = z * self.error * (1.0 + self.decades_outside(**columns))

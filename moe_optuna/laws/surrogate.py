@@ -93,8 +93,9 @@ class Surrogate:
         drifts: ArrayLike | None = None,
         seed: int = 0,
     ) -> None:
-        if unknown := [name for name in means if name not in MEANS] or not means:
-            raise InputError(f"{unknown}, expected some of {', '.join(MEANS)}", where="means")
+        unknown = [name for name in means if name not in MEANS]
+        if unknown or not means:
+            raise InputError(f"{unknown or 'none'}, expected some of {', '.join(MEANS)}", where="means")
         self.means = tuple(means)
         self.axes = tuple(axis if isinstance(axis, str) else axis.name for axis in axes)
         self.seed = seed

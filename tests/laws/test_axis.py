@@ -125,3 +125,17 @@ def test_axes_that_varied_together_are_told_apart() -> None:
 def test_bad_input_is_named(form: str, x: list[float], loss: list[float], expected: str) -> None:
     with pytest.raises(InputError, match=expected):
         fit_axis(form, x, loss, pole=POLE)
+
+
+@pytest.mark.parametrize(
+    ("option", "expected"),
+    [
+        ({"draws": 0}, "draws: 0, expected an integer of at least 1"),
+        ({"draws": 2.5}, "draws: 2.5, expected an integer"),
+        ({"noise": -0.01}, "noise: -0.01, expected a number of at least 0"),
+        ({"noise": np.nan}, "noise: nan, expected a number of at least 0"),
+    ],
+)
+def test_bad_options_are_named(option: dict, expected: str) -> None:
+    with pytest.raises(InputError, match=expected):
+        fit_axis("quadratic_log", [1.0, 2, 3, 4, 5], [3.1, 3, 2.9, 3, 3.1], **option)

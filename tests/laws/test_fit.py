@@ -208,6 +208,20 @@ def test_noise_comes_from_repeats_and_groups_widen_intervals():
         assert widths[1] > 1.4 * widths[0]
 
 
+def test_the_same_run_again_tells_nothing_of_the_noise():
+    runs = simulate("chinchilla", 50, 0, noise=0.01, **TRUTH)
+    twice = fit("chinchilla", {name: np.tile(values, 2) for name, values in runs.items()}, bootstraps=0, score=False)
+    assert twice.noise_source == "residuals"
+    assert twice.noise == pytest.approx(0.01, rel=0.3)
+    rng = np.random.default_rng(0)
+    repeats = {name: np.tile(values, 4) for name, values in runs.items()}
+    repeats["loss"] = repeats["loss"] * np.exp(0.002 * rng.standard_normal(200))
+    again = {name: np.tile(values, 3) for name, values in repeats.items()}
+    once, thrice = (fit("chinchilla", each, bootstraps=0, score=False) for each in (repeats, again))
+    assert thrice.noise_source == "repeats"
+    assert thrice.noise == pytest.approx(once.noise, rel=1e-12)
+
+
 def test_held_out_runs_are_the_largest():
     runs = simulate("chinchilla", 200, 0, **TRUTH)
     score = fit("chinchilla", runs, bootstraps=50).held_out
@@ -312,6 +326,7 @@ def test_bad_columns_are_named(change, message):
     ("options", "message"),
     [
         ({"bootstraps": -1}, "bootstraps: -1"),
+        ({"bootstraps": 2.5}, "bootstraps: 2.5, expected an integer of at least 0"),
         ({"delta": 0.0}, "delta: 0.0"),
         ({"groups": [1, 2]}, "groups: shape"),
         ({"groups": [1] * 20}, "groups: one group"),

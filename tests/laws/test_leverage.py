@@ -152,6 +152,8 @@ def test_bad_tables_are_named():
         leverage_from_runs(dense, {name: values for name, values in moe.items() if name != "granularity"})
     with pytest.raises(InputError, match="curve: 'line'"):
         leverage_from_runs(dense, moe, curve="line")
+    with pytest.raises(InputError, match="bootstraps: 0, expected an integer of at least 1"):
+        leverage_from_runs(dense, moe, bootstraps=0)
     one = {name: values[:1] for name, values in moe.items()}
     with pytest.raises(InputError, match=r"family activation_ratio 0.25, granularity 2: .*1 runs"):
         leverage_from_runs(dense, one, bootstraps=2)

@@ -307,3 +307,24 @@ def test_arguments_are_checked():
     for value in (-1.0, 0.0, math.nan, math.inf):
         with pytest.raises(InputError, match="tokens"):
             law(1e9, value)
+    with pytest.raises(InputError, match="chinchilla: total_params given twice, expected once"):
+        law(1e9, 1e10, total_params=1e9)
+    for level in (95, 0, 1, -0.5, math.nan):
+        for ask in (law.interval, law.quietly):
+            with pytest.raises(InputError, match=f"level: {level}, expected a fraction above 0 and below 1"):
+                ask(1e9, 1e11, level=level)
+
+
+@pytest.mark.parametrize("name", ["clark_s_base", "clark_rl_r", "clark_hash", "ludziejewski"])
+def test_a_dense_model_has_one_expert_or_none(name):
+    law = PUBLISHED[name]
+    sizes = {"active_params": 1e8} | ({"tokens": 1e10} if "tokens" in law.inputs else {})
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert law(**sizes, n_experts=0) == law(**sizes, n_experts=1)
+        assert law.interval(**sizes, n_experts=0) == law.interval(**sizes, n_experts=1)
+        assert law(**sizes, n_experts=[0, 1, 8])[1:] == pytest.approx(law(**sizes, n_experts=[1, 8]))
+    with pytest.raises(InputError, match=f"{name}: n_experts: -1, expected finite numbers of at least 0"):
+        law(**sizes, n_experts=-1)
+    with pytest.raises(InputError, match="zhao: n_shared_experts: -1, expected finite numbers of at least 0"):
+        PUBLISHED["zhao"](1e10, 1e9, 1e11, 8, -1)

@@ -409,5 +409,9 @@ def test_bad_calls_are_named() -> None:
         Surrogate(("width",)).fit(Observations(np.zeros(0), np.zeros((0, 1)), np.zeros(0)))
     with pytest.raises(InputError, match="expected 1: width"):
         Surrogate(("width",)).fit(Observations(np.ones(1), np.ones((1, 2)), np.ones(1)))
-    with pytest.raises(InputError, match="means"):
-        Surrogate(("width",), means=("cubic",))
+    with pytest.raises(InputError, match=r"means: \['cubic'\], expected some of law, quadratic, constant"):
+        Surrogate(("width",), means=("law", "cubic"))
+    with pytest.raises(InputError, match="means: none, expected some of law, quadratic, constant"):
+        Surrogate(("width",), means=())
+    with pytest.raises(InputError, match="noise: -1, expected a positive number"):
+        Surrogate(("width",)).fit(Observations(np.ones(1), np.ones((1, 1)), np.ones(1)), noise=-1)
