@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass
+from numbers import Integral, Real
 from typing import Any
 
 from moe_optuna.architecture import MoEArchitecture
@@ -12,9 +13,18 @@ from moe_optuna.errors import InputError
 __all__ = ["Budget", "Tolerances", "Triad"]
 
 
-def _positive(name: str, value: float) -> None:
-    if not (isinstance(value, (int, float)) and math.isfinite(value) and value > 0):
+def _number(value: object) -> float:
+    """A number, numpy's too, as Python's own, whole where it is; NaN, which lies in no range, for all else."""
+    if isinstance(value, bool) or not isinstance(value, Real):
+        return math.nan
+    return int(value) if isinstance(value, Integral) else float(value)
+
+
+def _positive(name: str, value: object) -> float:
+    number = _number(value)
+    if not 0 < number < math.inf:
         raise InputError(f"{value!r}, expected a positive finite number", where=name)
+    return number
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,8 +37,10 @@ class Tolerances:
 
     def __post_init__(self) -> None:
         for name, value in asdict(self).items():
-            if not 0 < value < 1:
+            number = _number(value)
+            if not 0 < number < 1:
                 raise InputError(f"{value!r}, expected a fraction above 0 and below 1", where=f"tolerance {name}")
+            object.__setattr__(self, name, number)
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +61,7 @@ class Triad:
 
     def __post_init__(self) -> None:
         for name in ("flops_per_token", "active_params", "total_params"):
-            _positive(name, getattr(self, name))
+            object.__setattr__(self, name, _positive(name, getattr(self, name)))
         if self.total_params < self.active_params:
             raise InputError(
                 f"{self.total_params:.4g}, expected at least active_params = {self.active_params:.4g}",
@@ -70,12 +82,14 @@ class Triad:
         tolerances: Tolerances = Tolerances(),
     ) -> Triad:
         """The triad at the Phase-1 coordinates: Na = M / compute_density, N = Na * expansion_ratio."""
-        for name, value, least in (("compute_density", compute_density, 6), ("expansion_ratio", expansion_ratio, 1)):
-            if not (math.isfinite(value) and value > least):
-                raise InputError(f"{value!r}, expected a finite number above {least}", where=name)
-        _positive("flops_per_token", flops_per_token)
-        active = flops_per_token / compute_density
-        return cls(flops_per_token, active, active * expansion_ratio, tolerances)
+        density, expansion = _number(compute_density), _number(expansion_ratio)
+        if not 6 < density < math.inf:
+            raise InputError(f"{compute_density!r}, expected a finite number above 6", where="compute_density")
+        if not 1 < expansion < math.inf:
+            raise InputError(f"{expansion_ratio!r}, expected a finite number above 1", where="expansion_ratio")
+        flops = _positive("flops_per_token", flops_per_token)
+        active = flops / density
+        return cls(flops, active, active * expansion, tolerances)
 
     @property
     def compute_density(self) -> float:
@@ -129,8 +143,8 @@ class Budget:
     flops_per_token: float
 
     def __post_init__(self) -> None:
-        _positive("compute", self.compute)
-        _positive("flops_per_token", self.flops_per_token)
+        for name in ("compute", "flops_per_token"):
+            object.__setattr__(self, name, _positive(name, getattr(self, name)))
 
     @property
     def tokens(self) -> float:

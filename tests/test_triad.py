@@ -1,7 +1,10 @@
 """Triads, tolerances and budgets."""
 
+import json
+from dataclasses import astuple
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -59,6 +62,18 @@ def test_plain_data() -> None:
     assert len({triad, Triad(700.0, 100.0, 300.0, Tolerances(total_params=0.1))}) == 1
 
 
+def test_numpy_s_numbers_are_python_s() -> None:
+    """A row of a lattice's arrays; whole numbers stay whole, and files are those of the same numbers in Python's."""
+    row = [np.int64(700), np.float32(100.5), np.float64(300.25)]
+    triad = Triad(*row, tolerances=Tolerances(np.float32(0.25)))
+    assert triad == Triad(700, 100.5, 300.25, Tolerances(0.25))
+    assert [type(value) for value in (*triad.targets.values(), *astuple(triad.tolerances))] == [int, *5 * [float]]
+    assert json.dumps(triad.to_dict()) == json.dumps(Triad(700, 100.5, 300.25, Tolerances(0.25)).to_dict())
+    assert Triad.at(np.int64(700), np.float32(7), np.int64(3)) == Triad.at(700, 7, 3)
+    assert Budget(np.int64(4 * 10**10), np.float32(2)).tokens == 2e10
+    assert type(Budget(np.int64(4 * 10**10), 2.0).compute) is int
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -68,6 +83,7 @@ def test_plain_data() -> None:
         ((700.0, float("nan"), 300.0), "active_params: nan, expected a positive finite number"),
         ((float("inf"), 100.0, 300.0), "flops_per_token: inf, expected a positive finite number"),
         (("700", 100.0, 300.0), "flops_per_token: '700', expected a positive finite number"),
+        ((700.0, True, 300.0), "active_params: True, expected a positive finite number"),
     ],
 )
 def test_impossible_triads_are_named(arguments: tuple[Any, Any, Any], message: str) -> None:
@@ -82,6 +98,7 @@ def test_impossible_triads_are_named(arguments: tuple[Any, Any, Any], message: s
         ((1e9, 9.0, 1.0), "expansion_ratio: 1.0, expected a finite number above 1"),
         ((1e9, float("inf"), 2.0), "compute_density: inf"),
         ((-1.0, 9.0, 2.0), "flops_per_token: -1.0"),
+        ((1e9, "9", 2.0), "compute_density: '9', expected a finite number above 6"),
     ],
 )
 def test_impossible_coordinates_are_named(arguments: tuple[float, float, float], message: str) -> None:
@@ -89,8 +106,8 @@ def test_impossible_coordinates_are_named(arguments: tuple[float, float, float],
         Triad.at(*arguments)
 
 
-@pytest.mark.parametrize("value", [0, 1, -0.1, float("nan")])
-def test_tolerances_are_fractions(value: float) -> None:
+@pytest.mark.parametrize("value", [0, 1, -0.1, float("nan"), "0.1", None, True])
+def test_tolerances_are_fractions(value: Any) -> None:
     with pytest.raises(InputError, match=r"tolerance active_params: .*expected a fraction above 0 and below 1"):
         Tolerances(active_params=value)
 
@@ -104,3 +121,5 @@ def test_a_budget_is_flops_times_tokens(compute: float, flops: float) -> None:
 def test_impossible_budgets_are_named() -> None:
     with pytest.raises(InputError, match="compute: -1, expected a positive finite number"):
         Budget(-1, 1e9)
+    with pytest.raises(InputError, match="compute: True, expected a positive finite number"):
+        Budget(True, 1)
