@@ -296,8 +296,10 @@ class MoEArchitecture:
                 raise InputError(f"unknown key {key!r}{did_you_mean(key, known)}", where=where)
         if missing := [name for name in DIMENSIONS if name not in data]:
             raise InputError(f"missing {', '.join(missing)}", where=where)
+        absent = ("shared", None)  # as `d_shared` may be
         values = {
-            key: _part(value, KINDS[key], f"{where}: {key}") if key in KINDS else value for key, value in data.items()
+            key: _part(value, KINDS[key], f"{where}: {key}") if key in KINDS and (key, value) != absent else value
+            for key, value in data.items()
         }
         for key in ("tied_embeddings", "qk_norm", "head_bias"):
             if not isinstance(values.get(key, False), bool):
@@ -350,7 +352,7 @@ def _part(data: Any, kinds: Mapping[str, type], where: str) -> Any:
     if not isinstance(data, Mapping):
         raise InputError(f"{data!r}, expected an object", where=where)
     name = data.get("kind", next(iter(kinds)))
-    if name not in kinds:
+    if not isinstance(name, str) or name not in kinds:
         raise InputError(f"unknown kind {name!r}, expected one of {', '.join(kinds)}", where=where)
 
     def value(data: Any) -> Any:
@@ -358,8 +360,9 @@ def _part(data: Any, kinds: Mapping[str, type], where: str) -> Any:
             return tuple(value(item) for item in data)
         return _part(data, kinds, where) if isinstance(data, Mapping) else data
 
+    values = {key: value(item) for key, item in data.items() if key != "kind"}
     try:
-        return kinds[name](**{key: value(item) for key, item in data.items() if key != "kind"})
+        return kinds[name](**values)
     except InputError as error:
         raise InputError(str(error), where=where) from None
     except TypeError as error:

@@ -261,6 +261,16 @@ def test_bad_dimensions_are_named(change: dict[str, Any], message: str) -> None:
             "parts: .*expected pairs of a kind and its number",
         ),
         ({"attention": {"kind": "interleaved", "parts": 4}}, "parts: 4, expected pairs"),
+        (
+            {"attention": {"kind": "interleaved", "parts": [[{"kind": "spiral"}, 4]]}},
+            "attention: unknown kind 'spiral'",
+        ),
+        (
+            {"attention": {"kind": "interleaved", "parts": [[{"kind": "interleaved", "parts": [[{}, 4]]}, 4]]}},
+            "attention: parts: interleaved in itself, expected kinds",
+        ),
+        ({"router": {"kind": []}}, r"router: unknown kind \[\], expected one of"),
+        ({"router": None}, "router: None, expected an object"),
         ({"router": {"bias": None}}, "router: bias: None, expected true or false"),
     ],
 )
@@ -268,6 +278,7 @@ def test_bad_files_are_named_in_one_line(change: dict[str, Any], message: str) -
     with pytest.raises(InputError, match=message) as caught:
         MoEArchitecture.from_dict({**BASE.to_dict(), **change}, where="a.json")
     assert str(caught.value).startswith("a.json: ")
+    assert str(caught.value).count("a.json") == 1
     assert "\n" not in str(caught.value)
 
 
@@ -288,6 +299,10 @@ def test_files_that_are_none_are_named(tmp_path: Path, content: str | None, mess
     with pytest.raises(InputError, match=message) as caught:
         MoEArchitecture.load(path)
     assert str(caught.value).startswith(str(path))
+
+
+def test_null_is_what_is_left_out() -> None:
+    assert MoEArchitecture.from_dict({**BASE.to_dict(), "shared": None, "d_shared": None}) == BASE
 
 
 def test_numpy_integers_are_integers() -> None:

@@ -130,7 +130,7 @@ class Interleaved(Part):
     The order does not matter to any count.
 
     Attributes:
-        parts: Pairs of a kind and its number of layers.
+        parts: Pairs of a kind, not interleaved itself, and its number of layers.
     """
 
     kind: ClassVar[str] = "interleaved"
@@ -141,6 +141,8 @@ class Interleaved(Part):
             fits = isinstance(part, tuple) and len(part) == 2 and isinstance(part[0], Part)
             if not (fits and type(part[1]) is int and part[1] > 0):
                 raise InputError(f"{part!r}, expected pairs of a kind and its number of layers", where="parts")
+            if isinstance(part[0], Interleaved):
+                raise InputError("interleaved in itself, expected kinds that all their layers share", where="parts")
 
     def cost(self, architecture: MoEArchitecture) -> Cost:
         raise TypeError("layers of an interleaved stack differ: ask `layers` for the kinds and each kind for its cost")
