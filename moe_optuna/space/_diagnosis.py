@@ -11,7 +11,7 @@ import numpy as np
 
 from moe_optuna.architecture import MoEArchitecture
 from moe_optuna.space._closed_form import ClosedForm
-from moe_optuna.space._dimensions import CHOICES
+from moe_optuna.space._dimensions import CHOICES, LARGEST
 from moe_optuna.space._infrastructure import LIMITS
 from moe_optuna.space._lattice import Lattice
 from moe_optuna.space._rules import Rules
@@ -21,6 +21,8 @@ from moe_optuna.triad import Triad
 __all__ = ["Diagnosis", "Relaxation", "diagnose"]
 
 _UNBOUNDED = 1 << 20
+_OTHERS = 4096
+"""Values that the search for one that a list could have looks through, the nearest."""
 _PIECES = 32
 """Parts of a solution, of 2^18 rows at most, that the search for the nearest architecture looks through in vain."""
 
@@ -127,6 +129,8 @@ def reason(rules: Rules, triad: Triad) -> str:
     """What the closed form says at the combination that comes closest to a solution."""
     problem, _ = rules.problem(Bands.of(triad))
     columns = problem.combinations
+    if not len(rules.dimensions.combinations()["n_heads"]):
+        return "queries_per_kv_head does not divide n_heads, or top_k is above n_experts"
     if not len(problem):
         return "no combination of heads and experts divides as [infrastructure] demands"
     form = ClosedForm.of(np.tile(list(triad.targets.values()), (len(problem), 1)), columns)
@@ -295,7 +299,8 @@ def _multiples(rules: Rules, bands: Bands) -> _Found:
     """Each multiple brought down to its divisors, the largest first."""
 
     def down(multiple: int, relaxed: Callable[[int], Rules]) -> float | None:
-        divisors = (divisor for divisor in range(multiple // 2, 0, -1) if multiple % divisor == 0)
+        pairs = ((k, multiple // k) for k in range(1, math.isqrt(multiple) + 1) if multiple % k == 0)
+        divisors = sorted({divisor for pair in pairs for divisor in pair} - {multiple}, reverse=True)
         return next((divisor for divisor in divisors if relaxed(divisor).lattice(bands)), None)
 
     for name in ("d_model", "d_expert", "d_dense"):
@@ -311,9 +316,18 @@ def _choices(rules: Rules, bands: Bands) -> _Found:
     for name in CHOICES:
         listed = getattr(rules.dimensions, name)
         step = math.gcd(8, *listed) if name == "d_head" else 1
-        others = np.setdiff1d(np.arange(0 if name == "n_shared_experts" else step, 4 * max(listed) + 4, step), listed)
-        changes = [(Relaxation(name, have, need).size, have, need) for need in others.tolist() for have in listed]
-        order = list({need: have for _, have, need in sorted(changes, reverse=True)}.items())[::-1]
+        least, most = 0 if name == "n_shared_experts" else step, min(4 * max(listed) + 3, LARGEST)
+        reach = _OTHERS * step
+        changes = [
+            (Relaxation(name, have, need).size, have, need)
+            for have in listed
+            for need in range(max(least, have - reach), min(most, have + reach) + 1, step)
+            if need not in listed
+        ]
+        nearest: dict[int, int] = {}
+        for _, old, new in sorted(changes):
+            nearest.setdefault(new, old)
+        order = list(nearest.items())[:_OTHERS]
 
         def fits(pairs: list[tuple[int, int]], name: str = name) -> bool:
             dimensions = rules.dimensions.model_copy(update={name: tuple(need for need, _ in pairs)})

@@ -1,5 +1,6 @@
 """Empty sets explained: each relaxation works and a smaller one does not; the nearest triad is the nearest."""
 
+import tracemalloc
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -133,6 +134,43 @@ def test_a_limit_that_no_architecture_keeps_is_found_at_once(name: str) -> None:
     least = space.infrastructure.memory(arrays, plain.dimensions).total.min()
     assert least <= relaxation.needed <= least * (1 + 1e-5)
     assert meets(space, triad, relaxation, relaxation.needed)
+
+
+@pytest.mark.parametrize(("density", "expansion"), [(9.0, 2.4), (9.0, 3.2), (15.0, 4.0)])
+def test_a_value_for_a_list_is_the_nearest_that_fits(density: float, expansion: float) -> None:
+    """No value nearer to one of the list, in the ratio, gives an architecture by itself."""
+    data = SMALL.to_dict()
+    data["dimensions"] |= {"n_experts": [8, 32], "top_k": 2}
+    data["axes"]["expansion_ratio"], data["reference"]["expansion_ratio"] = [1.4, 2.9], 2.0
+    space = SearchSpace.from_dict(data)
+    triad = Triad.at(2.5 * M, density, expansion, Tolerances(0.01, 0.01, 0.01))
+    (relaxation,) = [r for r in space.explain(triad).relaxations if r.rule == "dimensions.n_experts"]
+
+    def away(experts: float) -> float:
+        return float(min(abs(np.log(experts / have)) for have in (8, 32)))
+
+    assert relaxation.size == pytest.approx(away(relaxation.needed))
+    nearer = [experts for experts in range(3, 132) if away(experts) < relaxation.size - 1e-12]
+    assert not any(meets(space, triad, relaxation, experts) for experts in nearer)
+
+
+@pytest.mark.parametrize("experts", [[2**31 - 1], [16, 1000, 30_000, 2 * 10**9]])
+def test_large_values_of_a_list_are_explained_in_bounded_work(experts: list[int]) -> None:
+    data = SMALL.to_dict()
+    space = SearchSpace.from_dict(data | {"dimensions": data["dimensions"] | {"n_experts": experts}})
+    tracemalloc.start()
+    diagnosis = space.explain(Triad.at(M, 9.0, 3.3, Tolerances(0.002, 0.002, 0.002)))
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert diagnosis.count == 0
+    assert peak < 5e8
+
+
+def test_a_large_multiple_is_brought_down_to_the_largest_divisor_that_fits() -> None:
+    space = limited(width_multiple=2**20 * 1021)
+    (needed,) = [r.needed for r in space.explain(SMALL.triad(M, 9.0, 3.0)).relaxations if "width_multiple" in r.rule]
+    fits = [2**k for k in range(21) if limited(width_multiple=2**k).lattice(SMALL.triad(M, 9.0, 3.0))]
+    assert needed == max(fits)
 
 
 def test_what_is_met_binds_nothing() -> None:
