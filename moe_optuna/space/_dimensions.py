@@ -130,10 +130,15 @@ class Dimensions(Frozen):
                 raise ValueError(f"{name}: 0, expected at least 1")
         if self.n_moe_layers.low < 1:
             raise ValueError("n_moe_layers: low = 0, expected at least 1: without experts N = Na")
-        if min(self.top_k) > max(self.n_experts):
-            raise ValueError(f"top_k: {min(self.top_k)}, expected at most n_experts = {max(self.n_experts)}")
-        if not any(heads % group == 0 for heads in self.n_heads for group in self.queries_per_kv_head):
-            raise ValueError(f"queries_per_kv_head: {self.queries_per_kv_head}, expected divisors of n_heads")
+        if self.top_k[0] > self.n_experts[0]:
+            raise ValueError(
+                f"top_k: {self.top_k[0]}, expected at most n_experts = {self.n_experts[0]} (of lists the first)"
+            )
+        if self.n_heads[0] % self.queries_per_kv_head[0]:
+            group, heads = self.queries_per_kv_head[0], self.n_heads[0]
+            raise ValueError(
+                f"queries_per_kv_head: {group}, expected a divisor of n_heads = {heads} (of lists the first)"
+            )
         return self
 
     @property

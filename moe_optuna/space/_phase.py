@@ -33,6 +33,9 @@ __all__ = ["Phase"]
 
 Floats = NDArray[np.float64]
 
+CELLS = 1_000_000
+"""Cells of a phase at most: they take a gigabyte and a minute or two."""
+
 REACH = 0.15
 """How far from an architecture a point may lie to mean it, as a share of each axis's range."""
 
@@ -191,11 +194,18 @@ class Phase:
         return f"<{self.name} at {self.compute:.3g} FLOPs: {axes}; {len(self.lattice)} architectures>"
 
 
-def _grid(low: float, high: float, half: float) -> Floats:
-    """Centres of cells of relative half-width `half` that cover low to high without a gap."""
-    ratio = math.log((1 + half) / (1 - half))
+def _grid(low: float, high: float, half: float, rule: str) -> Floats:
+    """Centres of cells of relative half-width `half`, from low to high without a gap. A centre is a middle in
+    logarithms, and its cell lies lower by sqrt(1 - half²), 0.13 % at 0.05: the last may end as much below high."""
+    ratio = math.log((1 + half) / (1 - half)) or 1e-16
     count = max(math.ceil(math.log(high / low) / ratio - 1e-9), 1)
+    _bounded(count, rule)
     return np.asarray(low * np.exp(ratio * (np.arange(count) + 0.5)))
+
+
+def _bounded(cells: int, rule: str) -> None:
+    if cells > CELLS:
+        raise InputError(f"so small that there are {cells:.4g} cells, expected at most {CELLS}", where=rule)
 
 
 def _cell(space: SearchSpace) -> Tolerances:
@@ -241,7 +251,7 @@ def phase_zero(space: SearchSpace, compute: float, compute_density: float, expan
     """See `SearchSpace.phase_zero`."""
     law = space.allocation(compute).flops_per_token
     axis = Axis("allocation", *space.axes.allocation, log=True)
-    flops = law * _grid(axis.low, axis.high, space.tolerances.flops_per_token)
+    flops = law * _grid(axis.low, axis.high, space.tolerances.flops_per_token, "tolerances.flops_per_token")
     active = flops / compute_density
     targets = np.stack([flops, active, active * expansion_ratio], axis=1)
     columns, aim = _cells(space, targets)
@@ -259,11 +269,11 @@ def phase_one(space: SearchSpace, compute: float, flops_per_token: float) -> Pha
         Axis("expansion_ratio", *space.axes.expansion_ratio, log=True),
     )
     cell = _cell(space)
-    density, expansion = np.meshgrid(
-        _grid(axes[0].low, axes[0].high, cell.active_params),
-        _grid(axes[1].low, axes[1].high, cell.total_params),
-        indexing="ij",
-    )
+    rule = "tolerances or axes.resolution"
+    densities = _grid(axes[0].low, axes[0].high, cell.active_params, rule)
+    expansions = _grid(axes[1].low, axes[1].high, cell.total_params, rule)
+    _bounded(len(densities) * len(expansions), rule)
+    density, expansion = np.meshgrid(densities, expansions, indexing="ij")
     active = flops_per_token / density.ravel()
     targets = np.stack([np.full_like(active, flops_per_token), active, active * expansion.ravel()], axis=1)
     columns, aim = _cells(space, targets)
@@ -295,9 +305,8 @@ def phase_two(space: SearchSpace, triad: Triad, compute: float) -> Phase:
     if not columns:
 
         def solved(other: SearchSpace) -> Columns:
-            return nearest_each(
-                other.rules(triad.flops_per_token).problem(Bands.of(triad))[0], aim, ["pair", "d_model"]
-            )
+            problem, row = other.rules(triad.flops_per_token).problem(Bands.of(triad))
+            return nearest_each(problem, targets[row], ["pair", "d_model"])
 
         raise _empty(space, 2, compute, triad, solved)
     pair = columns.pop("pair")

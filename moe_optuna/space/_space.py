@@ -22,7 +22,7 @@ from moe_optuna.space._infrastructure import Infrastructure
 from moe_optuna.space._lattice import Lattice
 from moe_optuna.space._rules import Rules
 from moe_optuna.space._solve import Bands
-from moe_optuna.space._toml import dumps
+from moe_optuna.space._toml import check, dumps
 from moe_optuna.triad import Budget, Tolerances, Triad
 
 if TYPE_CHECKING:
@@ -143,6 +143,8 @@ class SearchSpace(Frozen):
 
     @model_validator(mode="after")
     def _consistent(self) -> SearchSpace:
+        for key, value in self.training.items():
+            check(value, f"training.{key}")
         if list(self.budgets) != sorted(set(self.budgets)):
             raise ValueError(f"budgets: {list(self.budgets)}, expected ascending")
         if len({f"{compute:.3g}" for compute in self.budgets}) < len(self.budgets):  # studies are called after them
@@ -282,9 +284,11 @@ class SearchSpace(Frozen):
 
     def violations(self, architecture: MoEArchitecture, triad: Triad | None = None) -> dict[str, str]:
         """The rules of the space, and the tolerances of a triad, that an architecture breaks: name of the rule, and
-        what was found and expected. Empty where it keeps them all."""
-        flops = triad.flops_per_token if triad else architecture.non_embedding.flops_per_token
-        broken = self.rules(flops).violations(architecture)
+        what was found and expected. Empty where it keeps them all. Without a triad, the scale is the one at which it
+        breaks fewest, of those whose M it is within the tolerance of."""
+        flops, off = architecture.non_embedding.flops_per_token, self.tolerances.flops_per_token
+        aims = [triad.flops_per_token] if triad else [flops, flops / (1 + off), flops / (1 - off)]
+        broken = min((self.rules(aim).violations(architecture) for aim in aims), key=len)
         for name, excess in (triad.violations(architecture) if triad else {}).items():
             if triad and excess > 1e-12:
                 found, limit = triad.deviations(architecture)[name], getattr(triad.tolerances, name)
@@ -298,16 +302,15 @@ class SearchSpace(Frozen):
         from moe_optuna.space._phase import phase_zero
 
         density = self.reference.compute_density if compute_density is None else compute_density
-        return phase_zero(
-            self, compute, density, self.reference.expansion_ratio if expansion_ratio is None else expansion_ratio
-        )
+        expansion = self.reference.expansion_ratio if expansion_ratio is None else expansion_ratio
+        return phase_zero(self, self.allocation(compute).compute, density, expansion)
 
     def phase_one(self, compute: float, *, flops_per_token: float | None = None) -> Phase:
         """Compute density and expansion ratio at the proxy width, for an M or the allocation law's."""
         from moe_optuna.space._phase import phase_one
 
         budget = self.allocation(compute) if flops_per_token is None else Budget(compute, flops_per_token)
-        return phase_one(self, compute, budget.flops_per_token)
+        return phase_one(self, budget.compute, budget.flops_per_token)
 
     def phase_two(self, triad: Triad, *, compute: float | None = None) -> Phase:
         """Width and the other freed dimensions with the triad locked, at a compute or that whose M the triad has."""

@@ -87,6 +87,20 @@ def test_a_phase_that_a_rule_empties_names_it_and_what_its_architectures_take(na
         assert max(used) <= most * 1.001
 
 
+@pytest.mark.parametrize("rules", [{"expert_parallel": 5}, {"tensor_parallel": 2}])
+def test_a_phase_without_allowed_combinations_names_the_rule(rules: dict[str, Any]) -> None:
+    """And how many architectures of the phase there are without it, before they are placed on its axes."""
+    plain = SearchSpace.load("cpu")
+    space = SearchSpace.from_dict(plain.to_dict() | {"infrastructure": rules})
+    locked = plain.phase_one(plain.budgets[0]).triad_of(0)
+    (name, value), lattice = *rules.items(), plain.lattice(locked).arrays
+    every = len(np.unique(np.stack([lattice[n] for n in ("d_model", "n_experts", "top_k")]), axis=1).T)
+    with pytest.raises(
+        InputError, match=f"phase 2: no architecture keeps infrastructure.{name} = {value}; .* {every}$"
+    ):
+        space.phase_two(locked)
+
+
 def test_rules_that_leave_nothing_together_are_named_together() -> None:
     space = lab(expert_parallel=8, all_to_all_bytes=5, memory_per_device=80)
     with pytest.raises(InputError, match=r"= 80 and infrastructure.all_to_all_bytes = 5 and .* = 8; without them"):

@@ -7,6 +7,7 @@ import numpy as np
 import optuna
 import pytest
 
+from moe_optuna.errors import InputError
 from moe_optuna.space import Phase, SearchSpace
 from moe_optuna.triad import Tolerances
 
@@ -149,6 +150,37 @@ def test_phase_two_width_runs_from_one_moe_layer_to_no_dense_layer() -> None:
     assert (np.diff(phase.lattice.arrays["d_model"][order]) > 0).all()
     assert moe_share[0] < 0.2
     assert moe_share[-1] == 1.0
+
+
+@pytest.mark.parametrize("size", [1e-4, 1e-9, 1e-17])
+def test_more_cells_than_memory_holds_are_refused(size: float) -> None:
+    data = SearchSpace.load(SMALL).to_dict()
+    data["axes"].pop("resolution")
+    names = ("flops_per_token", "active_params", "total_params")
+    space = SearchSpace.from_dict(data | {"tolerances": dict.fromkeys(names, size)})
+    with pytest.raises(
+        InputError, match=r"^tolerances or axes.resolution: so small that there are .* at most 1000000$"
+    ):
+        space.phase_one(5e10)
+    if size < 1e-6:
+        with pytest.raises(
+            InputError, match=r"^tolerances.flops_per_token: so small that there are .* at most 1000000$"
+        ):
+            space.phase_zero(5e10)
+
+
+def test_a_point_whose_choices_contradict_each_other_says_so() -> None:
+    data = SearchSpace.load(SMALL).to_dict()
+    space = SearchSpace.from_dict(data | {"dimensions": data["dimensions"] | {"n_experts": [16, 3], "top_k": [2, 4]}})
+    phase = phases(space, 5e10)[2]
+    assert "top_k is above n_experts" in phase.why_not({"width": 0.5, "n_experts": 3, "top_k": 4})
+
+
+def test_numpy_s_numbers_are_a_budget() -> None:
+    space = SearchSpace.load(SMALL)
+    for asked, given in zip(phases(space, 5e10), phases(space, np.int64(5 * 10**10)), strict=True):  # type: ignore[arg-type]
+        assert list(asked.lattice) == list(given.lattice)
+        assert type(given.compute) is int
 
 
 def test_study_name() -> None:

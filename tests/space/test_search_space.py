@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -25,6 +26,13 @@ def test_round_trips_through_toml_and_json(name: str, tmp_path: Path) -> None:
     assert space.target >= 10 * space.budgets[-1]
 
 
+def test_keys_and_texts_of_any_characters_are_read_back(small: SearchSpace) -> None:
+    odd = {"a b": 1, "": {'é"\x7f\n😀': "\x7f\t\\u😀"}, "c.d": [{"#": True}], "plain-1_": 0.5}
+    space = SearchSpace.from_dict(small.to_dict() | {"training": odd})
+    assert SearchSpace.from_toml(space.to_toml()).training == odd
+    assert "\nplain-1_ = 0.5\n" in space.to_toml()
+
+
 @pytest.mark.parametrize("name", READY)
 def test_repr_tells_the_problem(name: str) -> None:
     space = SearchSpace.load(name)
@@ -45,6 +53,13 @@ def test_repr_tells_the_problem(name: str) -> None:
         ("d_head = 16", "d_head = 16.5", "dimensions.d_head: 16.5, expected an integer or a list of integers"),
         ("n_heads = 2", "n_heads = [2, 2]", "dimensions.n_heads: [2, 2], expected one or more distinct integers"),
         ("n_heads = 2", "n_heads = [2, 4]", "n_heads changes with scale and is free"),
+        ("top_k = [2,", "top_k = [17, 2,", "top_k: 17, expected at most n_experts = 16"),
+        ("n_experts = [16,", "n_experts = [1, 16,", "top_k: 2, expected at most n_experts = 1"),
+        ("queries_per_kv_head = 2", "queries_per_kv_head = [4, 2]", "head: 4, expected a divisor of n_heads = 2"),
+        ("n_heads = 8", "n_heads = 7", "queries_per_kv_head: 2, expected a divisor of n_heads = 7"),
+        ("[search]", "[training]\nrate = inf\n[search]", "training.rate: inf, expected a string, a finite number"),
+        ("[search]", "[training]\na.b = [1, nan]\n[search]", "training.a.b: nan, expected a string, a finite number"),
+        ("[search]", "[training]\nday = 2020-01-01\n[search]", "training.day: datetime.date(2020, 1, 1), expected"),
         ("target = 1e13", "target = 1e11", "target: 1e+11, expected at least 10 times the largest budget"),
         ("budgets = [", "budgets = [2.001e10, 2.002e10, ", "expected to differ in their first three digits"),
         ("one = ", "one = [9, 8, 8, 7] # ", "search.one: expected one number, or one for each of 3 budgets"),
@@ -100,6 +115,27 @@ def test_violations_name_each_broken_rule(small: SearchSpace) -> None:
         "dimensions.d_model.multiple", "dimensions.n_experts", "dimensions.d_dense", "dimensions.n_layers",
         "tolerances.active_params", "tolerances.flops_per_token",
     } <= broken.keys()  # fmt: skip
+
+
+@pytest.mark.parametrize("compute", [1.5e18, 1.73e18, 2e18])
+def test_a_phase_s_architectures_keep_the_rules_near_a_step_of_scale(compute: float) -> None:
+    """Their own M may lie on the other side of it; heads of neither side break a rule all the same."""
+    space = SearchSpace.load("holistic")
+    sides = set()
+    for phase in (space.phase_zero(compute), space.phase_one(compute)):
+        for architecture in phase.lattice:
+            assert space.violations(architecture) == {}
+            assert "dimensions.n_heads" in space.violations(replace(architecture, n_heads=6, n_kv_heads=3))
+            sides.add(architecture.n_heads)
+    assert sides == {4, 8}
+
+
+def test_away_from_a_step_of_scale_the_heads_are_those_of_the_scale() -> None:
+    space = SearchSpace.load("holistic")
+    architecture = space.phase_one(1e17).lattice[0]
+    assert space.violations(architecture) == {}
+    swapped = replace(architecture, n_heads=8, n_kv_heads=4)
+    assert space.violations(swapped) == {"dimensions.n_heads": "8, expected 4"}
 
 
 def test_payload_of_the_lattice_command(small: SearchSpace) -> None:
