@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
@@ -30,6 +30,8 @@ Curve = Mapping[int, float]
 """Losses [nats per token] by step, as in `FrozenTrial.intermediate_values`."""
 Run = tuple[Curve, float]
 """A finished training: its curve and its final loss."""
+COLLAPSED = 1.5
+"""Times the least loss: above, a training learned nothing, and its loss says nothing about others'."""
 SPREAD = 0.015
 """How far final losses scatter about what the first report says, in log loss, before there are data."""
 SLOPE = 0.25
@@ -133,11 +135,12 @@ def forecast(
 
 
 def _table(runs: Sequence[Run], step: int) -> Array:
-    """Of the runs that have the step (n, 2): log loss reached there, log final loss."""
+    """Of the runs that have the step and did not collapse (n, 2): log loss reached there, log final loss."""
+    bound = _bound(final for _, final in runs)
     rows = [
         (_reached(curve, step), math.log(final))
         for curve, final in runs
-        if step in curve and _positive(final, curve[step])
+        if step in curve and _positive(final, curve[step]) and final <= bound
     ]
     return np.array(rows).reshape(-1, 2)
 
@@ -166,7 +169,7 @@ class BandPruner(BasePruner):
         probability: How sure to be before a trial is stopped, at each of its reports.
         band: Relative width of the near-optimal band.
         noise: Relative standard deviation of a loss over seeds; estimated from repeated parameters by default, the
-            parents' too, 0 without any.
+            parents' too, 0 without any. A loss of more than 1.5 times the least, here and in forecasts, does not count.
         n_startup_trials: Finished trials before the first stop.
         warmup: Share of the grid up to which nothing is stopped.
         parents: Studies of other phases, or at smaller budgets, on the same grid: they say how much a gap on the way
@@ -290,14 +293,20 @@ def _has_just_risen(curve: Curve) -> bool:
 
 def _scatter(trials: Sequence[FrozenTrial]) -> tuple[float, int]:
     """Squared relative deviations of losses at equal parameters from their means, added up, and their degrees of
-    freedom. The same loss again is the same training again, and tells nothing."""
+    freedom. The same loss again is the same training again, and tells nothing, nor does one that collapsed."""
     groups: dict[tuple[tuple[str, object], ...], set[float]] = {}
+    bound = _bound(trial.value for trial in trials if trial.value is not None)
     for trial in trials:
-        if trial.params and trial.value is not None and _positive(trial.value):
+        if trial.params and trial.value is not None and _positive(trial.value) and trial.value <= bound:
             groups.setdefault(tuple(sorted(trial.params.items())), set()).add(math.log(trial.value))
     repeated = [np.array(sorted(values)) for values in groups.values() if len(values) > 1]
     squares = sum(float(((values - values.mean()) ** 2).sum()) for values in repeated)
     return squares, sum(len(values) - 1 for values in repeated)
+
+
+def _bound(finals: Iterable[float]) -> float:
+    """The loss above which trainings of a study have collapsed."""
+    return COLLAPSED * min((final for final in finals if _positive(final)), default=math.inf)
 
 
 def _positive(*losses: float) -> bool:

@@ -81,6 +81,19 @@ def test_forecast_of_parallel_curves_lies_between_them() -> None:
     assert ahead(60) == pytest.approx(3.2, rel=1e-4)
 
 
+@pytest.mark.parametrize("final", [6.0, 1e9, 1e300])
+def test_a_training_that_collapsed_tells_nothing_of_others(final: float) -> None:
+    """Its curve may have been like theirs: it diverged at the end, or a penalty was told."""
+    (curve, _), *finished = curves(6, 0)
+    running = {step: loss for step, loss in curve.items() if step <= 10}
+    expected = forecast(running, finished)
+    assert forecast(running, [*finished, (curve, final)]) == expected
+    parents = [curves(6, 1)]
+    helped = forecast(running, finished, parents, parents)
+    strayed = [[*parents[0], (curve, final)]]
+    assert forecast(running, finished, strayed, strayed) == helped != expected
+
+
 def test_what_is_common_to_a_study_changes_no_forecast() -> None:
     # Another fall of the learning rate, the same for all trials: the gaps are what counts.
     finished, (curve, _) = curves(12, 5), curves(1, 6)[0]
@@ -276,10 +289,18 @@ def test_a_first_rise_is_waited_for(lasts: int, state: str) -> None:
     assert trial.state.name == state
 
 
-@pytest.mark.parametrize(("spread", "state"), [(0.001, "PRUNED"), (0.2, "COMPLETE")])
-def test_repeats_of_the_parents_say_how_lucky_the_best_may_be(spread: float, state: str) -> None:
+@pytest.mark.parametrize(
+    ("spread", "further", "state"),
+    [
+        (0.001, [], "PRUNED"),
+        (0.2, [], "COMPLETE"),
+        (0.001, [6.0], "PRUNED"),  # one diverged seed is no noise
+        (0.001, [1e300], "PRUNED"),  # nor is a penalty
+    ],
+)
+def test_repeats_of_the_parents_say_how_lucky_the_best_may_be(spread: float, further: list[float], state: str) -> None:
     parent = optuna.create_study()
-    for loss in (3.0, 3.0 * (1 + spread), 3.0 * (1 - spread)):
+    for loss in (3.0, 3.0 * (1 + spread), 3.0 * (1 - spread), *further):
         x = optuna.distributions.FloatDistribution(0, 1)
         parent.add_trial(optuna.trial.create_trial(value=loss, params={"x": 0.5}, distributions={"x": x}))
     finished = [({step: end * (1 + 1 / step) for step in range(1, POINTS + 1)}, end) for end in (3.0, 3.05, 3.1)]
