@@ -128,7 +128,7 @@ def _holistic(s: _Setting) -> tuple[Term, ...]:
 
 
 def _leverage(s: _Setting) -> tuple[Term, ...]:
-    """Efficiency leverage over A, G and C, a depth-width term, the holistic laws at half their strength."""
+    """Efficiency leverage over A, G and C, a depth-width term, M/Na and N/Na as in holistic, half as strong or so."""
     aspect = Shape("aspect", PowerLaw(s.aspect, s.width_growth / 2, s.at), 0.01)
     density = ComputeDensity(PowerLaw(s.density_at(s.places[0]) - 6, -0.1, s.at), 0.006)
     best = (s.expansion_at(s.places[1]) - 1) / (s.pole - 1)

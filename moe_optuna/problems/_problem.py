@@ -43,20 +43,23 @@ class Problem:
 
         log L(architecture, C) = log(floor + scale C^-slope) + sum of terms(architecture, C)
 
-    The loss of a run adds seed noise, relative, whose standard deviation shrinks with the budget and grows with the
-    distance from the optimum::
+    The loss of a run adds seed noise, relative, whose standard deviation shrinks with the budget and grows with the sum
+    of the terms, to three times as much at most::
 
-        sd = noise (C / smallest budget)^-0.1 (1 + 10 (log L - log L of the terms' optimum))
+        sd = noise (C / smallest budget)^-0.1 (1 + 10 min(max(sum of terms, 0), 0.2))
+
+    Where the terms' least sum is above 0, the noise at the optimum is above `noise`: on `cpu` 1.3 to 1.4 times on
+    `leverage` and, by variant, 1 to 1.9 times on `edge`.
 
     Attributes:
         name: The family's name.
         space: The search space whose lattices it lives on.
         terms: What the loss depends on.
-        noise: Relative standard deviation of the loss over seeds at the optimum of the smallest budget.
+        noise: Relative standard deviation of the loss over seeds at the smallest budget where the terms add up to 0.
         floor, scale, slope: The loss against compute; defaults are the dense law of arXiv:2507.17702, figure 1a.
-        fails: Shares of the width range, as (memory, divergence): an architecture whose total parameters times layers
-            rank in the highest `memory` of its lattice runs out of memory; one whose depth over width ranks in the
-            highest `divergence` gives NaN with three seeds of four.
+        fails: Shares of a budget's Phase-1 lattice, as (memory, divergence): an architecture with more total parameters
+            than all but the highest `memory` of it runs out of memory; one whose depth over width is above that of all
+            but the highest `divergence` gives NaN with three seeds of four.
     """
 
     name: str

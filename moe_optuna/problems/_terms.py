@@ -1,7 +1,8 @@
-"""Terms of a problem's loss: functions of an architecture and a budget, each with a minimum of 0, added in log loss.
+"""Terms of a problem's loss: functions of an architecture and a budget, added in log loss.
 
 A term takes `features`, a mapping of the words below to arrays of shape (n,), and the compute C in FLOPs; it returns
-an array of shape (n,), the log of the loss over what it would be at the term's optimum. Features are
+an array of shape (n,), the log of the loss over what it would be where the term is 0: at its optimum, but for
+`EfficiencyLeverage`, `Slope` and `Roughness`, which fall below 0. Features are
 `compute_density, expansion_ratio, d_model, n_layers, granularity, activation_ratio, allocation` (M over the M of the
 space's law) and the dimensions.
 """

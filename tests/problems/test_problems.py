@@ -69,6 +69,31 @@ def test_a_seed_repeats_and_noise_has_the_stated_size(space: SearchSpace) -> Non
     assert logs.mean() == pytest.approx(math.log(best.loss), abs=4 * 0.006 / 20)
 
 
+@pytest.mark.parametrize(
+    ("family", "name", "variant", "times"),
+    [("edge", "cpu", 0, 1.85), ("edge", "cpu", 2, 1.0), ("leverage", "cpu", 0, 1.40), ("holistic", "cpu", 0, 1.01)],
+)
+def test_noise_goes_with_the_sum_of_the_terms(family: str, name: str, variant: int, times: float) -> None:
+    problem = problems.make(family, name, variant=variant)
+    phase = problem.space.phase_one(problem.space.budgets[0])
+    law = np.log(problem.scale) - problem.slope * np.log(phase.compute)
+    terms = np.log(problem.true_losses(phase)) - law
+    for index in (problem.optimum(phase).index, int(np.argmax(terms))):
+        runs = [problem.loss(phase.lattice[index], phase.compute, seed) for seed in range(400)]
+        stated = 1 + 10 * min(max(float(terms[index]), 0), 0.2)
+        assert np.log(runs).std() / problem.noise == pytest.approx(stated, rel=0.12)  # 400 draws: sd 3.5 %
+    assert 1 + 10 * max(float(terms.min()), 0) == pytest.approx(times, abs=0.005)
+
+
+def test_noise_is_three_times_as_much_at_most() -> None:
+    problem = problems.make("holistic", "lab")
+    phase = problem.space.phase_one(problem.space.budgets[0])
+    worst = int(np.argmax(losses := problem.true_losses(phase)))
+    assert losses[worst] > math.exp(0.2) * problem.scale * phase.compute**-problem.slope
+    runs = [problem.loss(phase.lattice[worst], phase.compute, seed) for seed in range(400)]
+    assert np.log(runs).std() == pytest.approx(3 * problem.noise, rel=0.12)
+
+
 def test_noise_shrinks_with_compute_and_grows_away_from_the_optimum(space: SearchSpace) -> None:
     problem = problems.make("holistic", space)
 
@@ -113,6 +138,18 @@ def test_failures_are_remembered_by_place(space: SearchSpace, phase: Phase) -> N
                 outcomes.append("memory")
     assert {"nan", "memory"} <= set(outcomes)
     assert outcomes.count("") < 0.3 * len(outcomes)
+
+
+@pytest.mark.parametrize("budget", [0, -1])
+def test_a_tenth_is_too_large_and_a_tenth_too_deep(space: SearchSpace, budget: int) -> None:
+    """By total parameters alone, and by layers over width, of the phase-1 lattice."""
+    problem, at = problems.make("failing", space), space.phase_one(space.budgets[budget])
+    total = [architecture.non_embedding.total_params for architecture in at.lattice]
+    depth = [(one.n_dense_layers + one.n_moe_layers) / one.d_model for one in at.lattice]
+    large, deep = np.array(total) > np.quantile(total, 0.9), np.array(depth) > np.quantile(depth, 0.9)
+    assert large.any()
+    assert deep.any()
+    assert problem.failing(at).tolist() == (large | deep).tolist()
 
 
 def features(**columns: object) -> Features:
