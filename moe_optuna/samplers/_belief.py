@@ -72,14 +72,16 @@ class Parent:
         """
         trials = _compat.all_trials(self.study)
         self.history.read(trials)
-        if not self.history.runs and any(trial.state.is_finished() and trial.params for trial in trials):
-            names = ", ".join(axis.name for axis in self.phase.axes)
-            raise InputError(f"no trial has the parameters {names}, expected a study of the same phase",
-                             where=self.study.study_name)  # fmt: skip
+        if not self.history.runs:  # of the phase's trials some may have been interrupted, which says nothing
+            finished = [trial for trial in trials if trial.state.is_finished() and trial.params]
+            if finished and not any(self._has_axes(trial.params) for trial in finished):
+                names = ", ".join(axis.name for axis in self.phase.axes)
+                raise InputError(f"no trial has the parameters {names}, expected a study of the same phase",
+                                 where=self.study.study_name)  # fmt: skip
         return self.history.informative
 
     def _locate(self, params: Mapping[str, Any], attributes: Mapping[str, Any]) -> int | None:
-        if not all(axis.name in params for axis in self.phase.axes):
+        if not self._has_axes(params):
             return None
         unit = np.array([float(axis.to_unit([params[axis.name]])[0]) for axis in self.phase.axes])
         inputs = self.features.of_trial(unit, attributes)
@@ -87,6 +89,9 @@ class Parent:
         if place == len(self.inputs):
             self.inputs.append(inputs)
         return place
+
+    def _has_axes(self, params: Mapping[str, Any]) -> bool:
+        return all(axis.name in params for axis in self.phase.axes)
 
 
 def budget_of(study: Study) -> float:
@@ -125,7 +130,7 @@ class Belief:
         self._n_startup = len(phase.axes) + 1 if n_startup is None else n_startup
         self._history = History(lambda *_: None)
         self._odds = Odds(self._inputs)
-        self._learned: tuple[int, ...] = ()
+        self._learned: tuple[list[Run], ...] = ()
         self._base: Surrogate | None = None
         self._since: list[Run] = []
         self._known: tuple[int, Surrogate] | None = None
@@ -146,8 +151,9 @@ class Belief:
         own = history.informative
         self._inherited = sum(len(runs) for _, runs in inherited)
         size = _scheduled(len(own))
-        learned = (size, history.collapsed, *(len(runs) for _, runs in inherited))
-        if self._learned != learned:
+        # Runs, not their number: what collapses goes out while others come in, and what is told late comes in between.
+        learned = (own[:size], *(runs for _, runs in inherited))
+        if self._learned != learned or self._since != own[size:][: len(self._since)]:
             self._base = self._fit(inherited, own[:size]) if size or self._inherited else None
             self._learned, self._known, self._field = learned, None, None
         self._since = own[size:]

@@ -10,14 +10,12 @@ from typing import Any
 from optuna.trial import FrozenTrial, TrialState
 
 from moe_optuna.errors import InputError
-from moe_optuna.pruners import finished_curves, forecast
+from moe_optuna.pruners import COLLAPSED, finished_curves, forecast
 from moe_optuna.samplers._compat import claimed, enqueued_params
 
 __all__ = ["History", "Run"]
 
 _ABSURD = 1e6  # nats per token: a penalty, not a loss
-COLLAPSED = 1.5
-"""Times the least loss: above, a training learned nothing, and its loss says nothing about its neighbours'."""
 
 Locate = Callable[[Mapping[str, Any], Mapping[str, Any]], int | None]
 
@@ -47,8 +45,8 @@ class History:
     Attributes:
         locate: From parameters and user attributes to the number of an architecture, ``None`` where they mean none.
         runs: Finished trials in the order in which they ended.
-        informative: Those with a loss or a forecast of it.
-        ended: Whether an architecture failed and never finished, by its number, of all whose trials have ended.
+        informative: Those with a loss or a forecast of it, but for the collapsed.
+        ended: Whether each run of an architecture failed or collapsed, by its number, of all whose trials have ended.
         pending: Numbers of the architectures that run or wait in the queue now, by trial.
         waiting: How many trials wait in the queue.
         collapsed: How many trials ended with a loss so high that they count as failed (`COLLAPSED`).
@@ -64,7 +62,7 @@ class History:
     waiting: int = 0
     collapsed: int = 0
     _seen: set[int] = field(default_factory=set)
-    _least: float = math.inf
+    _until: tuple[str, int] = ("", 0)  # when the last of the runs ended
     _settled: int = 0  # how many of the first trials have all been seen
     _curves: list[tuple[Mapping[int, float], float]] = field(default_factory=list)
 
@@ -74,19 +72,22 @@ class History:
         Raises:
             InputError: Where an architecture's loss is not positive: laws are of its logarithm.
         """
-        while self._settled < len(trials) and trials[self._settled].number in self._seen:
-            self._settled += 1
-        trials = trials[self._settled :]
-        fresh = [trial for trial in trials if trial.state.is_finished() and trial.number not in self._seen]
-        for trial in sorted(fresh, key=lambda trial: (str(trial.datetime_complete), trial.number)):
+        fresh = self._fresh(trials)
+        if fresh and _ended(fresh[0]) < self._until:  # told late: by another's clock, or added with its old date
+            self.runs, self._curves, self._seen, self._settled = [], [], set(), 0
+            fresh = self._fresh(trials)
+        for trial in fresh:
             index = self.locate(trial.params, trial.user_attrs)
             run = self._run(trial, index) if index is not None else None
             self._seen.add(trial.number)
             if run is not None:
-                self._add(run)
+                self.runs.append(run)
             self._curves += finished_curves([trial])
+            self._until = _ended(trial)
+        if fresh:
+            self._judge()
         self.pending, self.waiting = {}, 0
-        for trial in trials:
+        for trial in trials[self._settled :]:
             if trial.state.is_finished():
                 continue
             self.waiting += trial.state == TrialState.WAITING
@@ -105,20 +106,23 @@ class History:
         """`taken`, without what the running trial of a number proposes."""
         return self.ended.keys() | {index for trial, index in self.pending.items() if trial != number}
 
-    def _add(self, run: Run) -> None:
-        self.runs.append(run)
-        self.ended[run.index] = run.failed and self.ended.get(run.index, True)
-        if run.loss is None:
-            return
-        self._least = min(self._least, run.loss)
-        kept = []
-        for each in (*self.informative, run):
-            if each.loss is not None and each.loss <= COLLAPSED * self._least:
-                kept.append(each)
-            else:
-                self.collapsed += 1
-                self.ended[each.index] = True
-        self.informative = kept
+    def _fresh(self, trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
+        """Those that have finished since the last call, in the order in which they ended."""
+        while self._settled < len(trials) and trials[self._settled].number in self._seen:
+            self._settled += 1
+        left = trials[self._settled :]
+        return sorted((t for t in left if t.state.is_finished() and t.number not in self._seen), key=_ended)
+
+    def _judge(self) -> None:
+        """Which runs say something and which architectures failed, whatever the order in which the runs ended."""
+        bound = COLLAPSED * min((run.loss for run in self.runs if run.loss is not None), default=math.inf)
+        self.informative, self.collapsed, self.ended = [], 0, {}
+        for run in self.runs:
+            collapsed = run.loss is not None and run.loss > bound
+            self.collapsed += collapsed
+            if run.loss is not None and not collapsed:
+                self.informative.append(run)
+            self.ended[run.index] = (run.failed or collapsed) and self.ended.get(run.index, True)
 
     def _run(self, trial: FrozenTrial, index: int) -> Run | None:
         if trial.state == TrialState.FAIL and trial.user_attrs.get("interrupted"):
@@ -138,6 +142,10 @@ class History:
                 ahead = forecast(curve, self._curves)
                 return Run(index, ahead.loss, vague=ahead.sd) if ahead else Run(index, None)
         return Run(index, None, failed=True)
+
+
+def _ended(trial: FrozenTrial) -> tuple[str, int]:
+    return str(trial.datetime_complete), trial.number
 
 
 def _is_loss(value: float) -> bool:

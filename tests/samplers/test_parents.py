@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import optuna
 import pytest
+from optuna.trial import TrialState, create_trial
 
 from moe_optuna import problems
 from moe_optuna.errors import InputError
@@ -150,6 +151,36 @@ def test_a_parent_that_has_not_begun_changes_nothing(phase: Phase) -> None:
         study = optuna.create_study(sampler=TriadSampler(phase, parents=parents, seed=0))
         proposals.append([study.ask(phase.distributions).params for _ in range(3)])
     assert proposals[0] == proposals[1]
+
+
+def test_a_parent_whose_trials_were_interrupted_changes_nothing(space: SearchSpace, phase: Phase) -> None:
+    """It is of the phase, and says nothing yet."""
+    smaller = space.phase_one(space.budgets[-2])
+    parent = optuna.create_study()
+    parent.set_user_attr("compute", smaller.compute)
+    proposals = []
+    for parents in ([], [parent]):
+        trial = parent.ask(smaller.distributions)
+        trial.set_user_attr("interrupted", True)
+        parent.tell(trial, state=TrialState.FAIL)
+        study = optuna.create_study(sampler=TriadSampler(phase, parents=parents, seed=0))
+        proposals.append([study.ask(phase.distributions).params for _ in range(3)])
+    assert proposals[0] == proposals[1]
+
+
+def test_a_run_that_turns_out_to_have_collapsed_is_forgotten(space: SearchSpace, phase: Phase) -> None:
+    """As many runs tell something before as after, but not the same ones."""
+    smaller = space.phase_one(space.budgets[-2])
+    parent = optuna.create_study()
+    parent.set_user_attr("compute", smaller.compute)
+    sampler, study = TriadSampler(phase, parents=[parent], seed=0), optuna.create_study()
+    for place, loss in ((3, 6.9), (10, 3.0)):
+        parent.add_trial(
+            create_trial(value=loss, params=smaller.params(place), distributions=dict(smaller.distributions))
+        )
+        found = sampler.recommend(study)
+        assert found == TriadSampler(phase, parents=[parent], seed=0).recommend(study)
+    assert found.loss < 3.1
 
 
 def test_parents_that_deceive_are_found_out(space: SearchSpace, phase: Phase) -> None:
