@@ -51,10 +51,10 @@ class Opening:
 
     def choose(self, begun: int, allowed: Indices) -> int | None:
         """The proposal after `begun` others, out of `allowed` (a,); ``None`` where the laws say no more."""
-        if not begun:
-            return int(allowed[np.argmin(self._excess[allowed])])
         if begun > len(self._edges):
             return None
+        if not begun or np.argmin(self._excess) in allowed:  # what was enqueued comes in place of edges, not of this
+            return int(allowed[np.argmin(self._excess[allowed])])
         return int(allowed[best_near(self._edges[begun - 1][allowed], self._excess[allowed])])
 
 
