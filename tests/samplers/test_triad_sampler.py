@@ -1,8 +1,10 @@
 """No infeasible proposal and no duplicate, whoever asks and however; the recommendation finds the band."""
 
+import contextlib
 import copy
 import math
 import pickle
+import threading
 import warnings
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -15,7 +17,7 @@ from hypothesis import Phase as HypothesisPhase
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from optuna.samplers import PartialFixedSampler
-from optuna.trial import TrialState
+from optuna.trial import FrozenTrial, TrialState
 
 from moe_optuna import problems
 from moe_optuna.errors import InputError
@@ -92,17 +94,34 @@ def test_parallel_asks_spread(phase: Phase) -> None:
     assert gaps.max() > 0.1  # a batch is no heap of neighbours
 
 
-def test_two_processes_that_choose_at_once(phase: Phase) -> None:
-    # Both samplers read the storage before either writes: the worst interleaving.
+def test_two_processes_that_choose_at_once(phase: Phase, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both samplers have read the storage and chosen before either writes: the worst interleaving."""
     storage = optuna.storages.InMemoryStorage()
+    claim, both, claims = _compat.claim, threading.Barrier(2), []
+
+    def claim_together(study: optuna.Study, trial: FrozenTrial, index: int) -> None:
+        claims.append(index)
+        with contextlib.suppress(threading.BrokenBarrierError):  # the other has finished
+            both.wait(timeout=60)
+        claim(study, trial, index)
+
+    def work(study: optuna.Study) -> None:
+        try:
+            study.optimize(smooth(phase), n_trials=9)
+        finally:
+            both.abort()
+
     studies = [
         optuna.create_study(
             storage=storage, study_name="shared", load_if_exists=True, sampler=TriadSampler(phase, seed=3)
         )
         for _ in range(2)
     ]
+    studies[0].optimize(smooth(phase), n_trials=6)  # from which both draw the same conclusion
+    monkeypatch.setattr(_compat, "claim", claim_together)
     with ThreadPoolExecutor(2) as pool:
-        list(pool.map(lambda study: study.optimize(smooth(phase), n_trials=12), studies))
+        list(pool.map(work, studies))
+    assert len(set(claims[:2])) == 1  # they met
     assert len(studies[0].trials) == 24
     assert_sound(studies[0], phase)
 
