@@ -11,7 +11,6 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +19,7 @@ import torch
 
 from moe_optuna.architecture import MoEArchitecture
 from moe_optuna.errors import InputError, whole_number
-from moe_optuna.files import remove_unfinished
-from moe_optuna.training import native
+from moe_optuna.training import _checkpoint, native
 from moe_optuna.training._corpus import Corpus
 from moe_optuna.training._data import TextData
 from moe_optuna.training._module import LanguageModelling
@@ -33,7 +31,6 @@ from moe_optuna.training.rules import Hyperparameters, hyperparameters
 
 __all__ = ["train"]
 
-FORMAT = 10
 _FILE = "training.pt"
 
 
@@ -169,7 +166,7 @@ def run(
     model = MoELanguageModel(architecture, recipe, corpus.end if recipe.document_mask else None)
     initialise(model, seed)
     module = LanguageModelling(model, recipe, hyper, micro_batches)
-    identity = _identity(architecture, recipe, hyper, seed, corpus)
+    identity = _checkpoint.identity(architecture, recipe, hyper, seed, corpus)
     grid = _Grid(data, report, interrupted, begin, checkpoint, stem, identity)
     grid.resume(module)
     if accelerator == "cpu":
@@ -219,7 +216,7 @@ class _Grid(pl.Callback):
     ) -> None:
         hyper, reports = module.hyper, len(self.data.report_steps)
         if self.stem is not None and module.step == hyper.stable_steps:
-            self.save(module, self.stem, _of_stem(self.identity), [])
+            self.save(module, self.stem, _checkpoint.of_stem(self.identity), [])
         if module.step not in self.data.report_steps:
             # Several devices must agree to stop, which they do at reports.
             if self.stopped or (trainer.world_size == 1 and self.ask()):
@@ -274,39 +271,18 @@ class _Grid(pl.Callback):
     def save(
         self, module: LanguageModelling, file: Path, identity: dict[str, Any], curve: list[tuple[float, float]]
     ) -> None:
-        """Write the state so that a reader sees the old file or the new one, never a part; the first process does.
-
-        Raises:
-            OSError: Where it could not be written, the disk being full above all; the old file is as it was.
-        """
-        state = {
-            "format": FORMAT,
-            "identity": identity,
-            "curve": curve,
-            "random": torch.get_rng_state(),
-            **module.state(),
-        }
-        if not module.trainer.is_global_zero:
-            return
-        file.parent.mkdir(parents=True, exist_ok=True)
-        remove_unfinished(file.parent, f"{file.stem}.[0-9]*")
-        unfinished = file.with_suffix(f".{os.getpid()}")
-        try:
-            with unfinished.open("wb") as stream:
-                torch.save(state, stream)
-            unfinished.replace(file)
-        except RuntimeError as error:  # torch's own about the position in the file, while the disk is the reason
-            raise error.__context__ if isinstance(error.__context__, OSError) else error from None
-        finally:
-            unfinished.unlink(missing_ok=True)
+        """Write the state; the first process does, but sharded parameters are gathered from all."""
+        state = {"identity": identity, "curve": curve, "random": torch.get_rng_state(), **module.state()}
+        if module.trainer.is_global_zero:
+            _checkpoint.write(file, state)
 
     def resume(self, module: LanguageModelling) -> None:
         """Continue from the checkpoint, or else from the stem, where there is one."""
         state = None
         if self.file is not None and self.file.is_file():
-            state = _read(self.file, self.identity)
+            state = _checkpoint.read(self.file, self.identity)
         if state is None and self.stem is not None and self.stem.is_file():
-            state = _read(self.stem, _of_stem(self.identity))
+            state = _checkpoint.read(self.stem, _checkpoint.of_stem(self.identity))
             if state is not None and state["step"] > module.hyper.stable_steps:
                 state = None
         if state is None:
@@ -332,44 +308,6 @@ class _Grid(pl.Callback):
             curve=tuple(self.curve),
             diagnostics=self.diagnostics(module),
         )
-
-
-def _identity(
-    architecture: MoEArchitecture, recipe: Recipe, hyper: Hyperparameters, seed: int, corpus: Corpus
-) -> dict[str, Any]:
-    """What a checkpoint must agree with."""
-    shared = {"recipe": recipe.to_dict(), "text": corpus.origin["content"]}
-    return {"architecture": architecture.to_dict(), **shared, "seed": seed, **asdict(hyper)}
-
-
-def _of_stem(identity: dict[str, Any]) -> dict[str, Any]:
-    """What a stable part must agree with: all but where it ends."""
-    return {key: value for key, value in identity.items() if key not in ("steps", "decay_steps")}
-
-
-def _read(file: Path, identity: dict[str, Any]) -> dict[str, Any] | None:
-    """A state that `_Grid.save` wrote; ``None``, with a warning, where the file is damaged: a disk may keep less of it
-    than was written, and a training that begins anew is better than a search that cannot go on.
-
-    Raises:
-        InputError: Where it is something else, or of another training.
-        OSError: Where the disk does not give it.
-    """
-    try:
-        state: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
-    except (OSError, MemoryError):
-        raise
-    except Exception as error:  # torch raises many kinds on a file that is not its own
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        warnings.warn(f"{file}: not a checkpoint, the training begins without it: {reason}", stacklevel=2)
-        return None
-    found = state.get("format") if isinstance(state, dict) else None
-    if found != FORMAT:
-        raise InputError(f"format {found!r}, expected {FORMAT}", where=file)
-    if state["identity"] != identity:
-        differing = [key for key, value in identity.items() if state["identity"].get(key) != value]
-        raise InputError(f"another trial's checkpoint, which differs in {', '.join(differing)}", where=file)
-    return state
 
 
 def _micro_batches(sequences: int, devices: int, tokens: int | None, context: int) -> int:

@@ -163,7 +163,7 @@ def test_a_training_leaves_no_model_behind(architecture: Build, folder: Path) ->
     """Though trainer and model refer to each other, and nobody collects garbage, as a worker goes on."""
 
     def models() -> int:
-        return sum(isinstance(one, MoELanguageModel) for one in gc.get_objects())
+        return sum(type(one) is MoELanguageModel for one in gc.get_objects())
 
     gc.collect()
     before = models()
