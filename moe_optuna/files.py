@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import time
+import uuid
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +58,8 @@ def write_whole(path: str | Path, text: str) -> None:
         OSError: Where it could not be written; the old file is as it was.
     """
     path = Path(path)
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    # Not the process's id: in two containers that share a folder it may be the same.
+    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     try:
         with partial.open("w", encoding="utf-8", newline="") as file:
             file.write(text)

@@ -2,6 +2,7 @@
 
 import errno
 import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,19 @@ def test_a_file_is_replaced_whole_or_not_at_all(tmp_path: Path, monkeypatch: pyt
     with pytest.raises(OSError, match="No space"):
         write_whole(path, "new")
     assert path.read_text() == "old"
+    assert [file.name for file in tmp_path.iterdir()] == ["runs.csv"]
+
+
+def test_writers_of_equal_process_id_do_not_meet(tmp_path: Path) -> None:
+    """As two containers have them: each writes its own file, and what is read is whole."""
+    path, texts = tmp_path / "runs.csv", [letter * 20_000 for letter in "ab"]
+    write_whole(path, texts[0])
+    with ThreadPoolExecutor(2) as threads:
+        writers = [threads.submit(lambda text=text: [write_whole(path, text) for _ in range(100)]) for text in texts]
+        while not all(writer.done() for writer in writers):
+            assert path.read_text() in texts
+        for writer in writers:
+            writer.result()
     assert [file.name for file in tmp_path.iterdir()] == ["runs.csv"]
 
 
