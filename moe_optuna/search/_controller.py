@@ -156,10 +156,12 @@ class Controller:
                 return None
             tally = self._count(work)
             if not tally.waiting:
-                if tally.failed > max(3, work.trials):
+                exhausted = work.exhausted()
+                fruitless = exhausted and tally.failed and not tally.trained + tally.running
+                if fruitless or tally.failed > max(3, work.trials):
                     reason = next(reversed(self._failed.values()), "")
                     raise InputError(f"{tally.failed} trials failed, the last: {reason}", where=work.study.study_name)
-                if tally.trained + tally.running >= work.trials:
+                if exhausted or tally.trained + tally.running >= work.trials:
                     return None
             trial = work.study.ask()
             with together(work.study._storage), contextlib.suppress(optuna.TrialPruned):

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from optuna.trial import TrialState
 
+from moe_optuna.errors import InputError
 from moe_optuna.search._events import Event
 
 if TYPE_CHECKING:
@@ -27,7 +29,8 @@ class Work:
     Attributes:
         study: The study, with its sampler and pruner.
         phase: What its trials may propose.
-        trials: Trials that it is to have, trained to the end or pruned; those that failed are replaced.
+        trials: Trials that it is to have, trained to the end or pruned; those that failed are replaced, as long as
+            there are architectures (`exhausted`).
         recipe: The training recipe, as plain data.
         text: The hash of the text that it trains on.
         seed: The seed of trials that carry none of their own.
@@ -77,13 +80,27 @@ class Work:
         where = self.phase.compute, self.phase.number
         return Event(kind, *where, best=tally.best, finished=tally.trained, trials=max(self.trials, tally.trained))
 
+    def exhausted(self) -> bool:
+        """Whether every architecture has had its trial, in a study that is to have at most one of each beside those
+        that are enqueued: a further one would train an architecture again with the same seed."""
+        trials, size = self.study.get_trials(deepcopy=False), len(self.phase.lattice)
+        if len(trials) < size or self.trials - sum(map(is_enqueued, trials)) > size:
+            return False
+        return len({self._index(trial) for trial in trials} - {None}) == size
+
     def failures(self) -> dict[MoEArchitecture, str]:
         """Architectures that failed in this study, each with the reason."""
         found = {}
         for trial in self.study.get_trials(deepcopy=False, states=(TrialState.FAIL,)):
-            if trial.params and (index := self.phase.index(trial.params)) is not None:
+            if (index := self._index(trial)) is not None:
                 found[self.phase.lattice[index]] = str(trial.user_attrs.get("reason", ""))
         return found
+
+    def _index(self, trial: FrozenTrial) -> int | None:
+        """The architecture of a trial; ``None`` also where another controller is still asking for its parameters."""
+        with contextlib.suppress(InputError):
+            return self.phase.index(trial.params)
+        return None
 
 
 @dataclass
