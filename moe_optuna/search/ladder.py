@@ -262,7 +262,8 @@ class _Ladder:
         self.runs.add(study, phase)
         trials = min(self.space.search.trials(phase.number, step), len(phase.lattice))
         text, seed = self.studies.text["content"], self.studies.seed
-        work = Work(study, phase, trials, self.recipe, text, seed, self.out / "checkpoints")
+        checkpoints = self.out.absolute() / "checkpoints"  # a worker on another node has another working directory
+        work = Work(study, phase, trials, self.recipe, text, seed, checkpoints)
         self.clock.observe(work.event("study", Tally.of(work.study)))
         self.controller.run(work)
         return _Searched(work, sampler)

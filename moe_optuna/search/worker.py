@@ -3,14 +3,16 @@
 It knows nothing of Optuna, studies or storage. It stays alive between trials, so that none pays for imports, and it
 ends when the controller does: at the end of the stream it saves what it trains and exits.
 
-A trial's folder holds, beside the training's own checkpoint, `progress.jsonl`: the reports and at last the result. A
-trial that was trained to the end but never recorded, because the controller died in between, is answered from there.
+A trial's folder holds, beside the training's own checkpoint, `progress.jsonl`: which task it is, the reports and at
+last the result. A trial that was trained to the end but never recorded, because the controller died in between, is
+answered from there.
 """
 
 from __future__ import annotations
 
 import contextlib
 import fcntl
+import hashlib
 import importlib
 import json
 import os
@@ -32,6 +34,8 @@ __all__ = ["Link", "TrialFunctions", "main"]
 
 GRACE = 25.0
 """Seconds that a worker without a controller has to save its trial, before it ends as it is."""
+IDENTITY = ("architecture", "compute", "tokens", "recipe", "text", "seed")
+"""What a task must have in common with the one whose progress it takes up."""
 
 
 class TrialFunctions(Protocol):
@@ -98,17 +102,19 @@ class Link:
             if "go" not in message:
                 return message
 
-    def resume(self, folder: Path | None) -> dict[str, Any] | None:
+    def resume(self, task: dict[str, Any], folder: Path | None) -> dict[str, Any] | None:
         """Take up what an earlier attempt left in the trial's folder: its reports, sent again (also where there are
-        none: so the controller knows that the trial has been taken up), and its result where there is one."""
+        none: so the controller knows that the trial has been taken up), and its result where there is one. What
+        another task left, as that of another search whose folder was here, is begun anew."""
         self._reports, self._record = {}, folder / "progress.jsonl" if folder else None
         result = None
-        if self._record and self._record.exists():
-            for line in self._record.read_text(encoding="utf-8").splitlines():
-                try:
-                    note = json.loads(line)
-                except ValueError:  # the line that was cut when the machine went down
-                    continue
+        if self._record:
+            identity, notes = _identity(task), _notes(self._record)
+            if notes[:1] != [identity]:
+                self._record.unlink(missing_ok=True)
+                self._note(identity)
+                notes = []
+            for note in notes:
                 if "report" in note:
                     self._reports[note["report"][0]] = note["report"][1]
                 result = note.get("result", result)
@@ -141,6 +147,22 @@ class Link:
         os._exit(1)
 
 
+def _identity(task: dict[str, Any]) -> Message:
+    """The first note of a task's progress."""
+    shared = json.dumps([task[name] for name in IDENTITY], sort_keys=True)
+    return {"task": hashlib.sha256(shared.encode()).hexdigest()}
+
+
+def _notes(record: Path) -> list[Message]:
+    """What is written there; none where there is no such file."""
+    notes = []
+    with contextlib.suppress(FileNotFoundError):
+        for line in record.read_text(encoding="utf-8", errors="replace").splitlines():
+            with contextlib.suppress(ValueError):  # the line that was cut when the machine went down, and the empty one
+                notes.append(json.loads(line))
+    return notes
+
+
 def serve(link: Link, functions: TrialFunctions) -> None:
     """Do as the controller says until it is gone."""
     while True:
@@ -168,7 +190,7 @@ def _failure(kind: str, reason: str) -> Message:
 def _run(link: Link, functions: TrialFunctions, task: dict[str, Any]) -> None:
     folder = Path(task["checkpoint"]) if task.get("checkpoint") else None
     with _alone(folder):
-        result = link.resume(folder)
+        result = link.resume(task, folder)
         if result is None:
             result = functions.run(task, link)
             if result.get("stopped"):

@@ -5,6 +5,7 @@ import contextlib
 import itertools
 import json
 import os
+import shutil
 import signal
 
 import optuna
@@ -116,6 +117,35 @@ def test_a_killed_worker_costs_one_attempt_and_the_trial_resumes(tmp_path):
     trained = [tuple(json.loads(line)) for line in log.read_text().splitlines()]
     assert sorted(trained) == sorted(set(trained))  # no step was trained a second time
     assert len(trained) == 24
+
+
+@pytest.mark.parametrize("owner", ["none", "another", "mine"])
+def test_what_another_task_left_in_a_trials_folder_is_not_believed(tmp_path, owner):
+    """As where the controller's folder was deleted and a node's was not; only this very task's result is taken up."""
+    folder = tmp_path / "checkpoints" / "small" / "00000"
+    if owner != "none":
+        run(tmp_path, trials=1, workers=1, observer=lambda event: keep(event, folder))
+        (tmp_path / "journal.log").unlink()
+        folder.parent.mkdir(exist_ok=True)
+        (tmp_path / "kept").rename(folder)
+        if owner == "another":
+            open_study(tmp_path).enqueue_trial({"index": 7}, user_attrs={"seed": 7})
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "progress.jsonl").open("a") as file:
+        file.write('\n{"report": [1, 9.0]}\n{"result": {"loss": 0.123}}')
+    (folder / "state.json").unlink(missing_ok=True)
+    (trial,) = run(tmp_path, trials=1, workers=1).trials
+    if owner == "mine":
+        assert trial.value == 0.123
+    else:
+        assert trial.value == pytest.approx(expected(trial), rel=1e-12)
+        assert max(trial.intermediate_values.values()) < 9
+
+
+def keep(event, folder):
+    """A copy of the trial's folder as it was before the trial was told."""
+    if event.kind == "report" and event.fraction == 1.0:
+        shutil.copytree(folder, folder.parents[2] / "kept")
 
 
 def test_a_trial_that_always_kills_its_worker_fails_and_is_not_tried_again(tmp_path):

@@ -260,6 +260,23 @@ def test_a_text_that_does_not_fit_is_told_before_anything_is_recorded(tmp_path, 
     search(with_vocabulary(300), out=tmp_path, trial="instant_trials", workers=1)
 
 
+def test_a_worker_with_another_working_directory_finds_the_folder(tmp_path, monkeypatch):
+    """As those on the nodes of a cluster; what is finished is gone from there."""
+    told = []
+
+    class Elsewhere(Here):
+        def send(self, worker, message):
+            told.extend(filter(None, [message.get("run", {}).get("checkpoint")]))
+            super().send(worker, message)
+
+    monkeypatch.setattr(ladder, "LocalExecutor", Elsewhere)
+    monkeypatch.chdir(tmp_path)
+    space = tiny_space(search={"zero": 0, "one": 3, "two": 0, "repeats": 0}, budgets=[1e9])
+    search(space, out="mine", trial="instant_trials", workers=1)
+    assert {Path(folder).parent for folder in told} == {tmp_path / "mine" / "checkpoints" / "tiny_1e+09_phase-1"}
+    assert not any(Path(folder).exists() for folder in told)
+
+
 @pytest.mark.parametrize("name", ["lock", "journal.log", "logs"])
 def test_a_folder_whose_files_cannot_be_written_is_one_line(tmp_path, name):
     (tmp_path / name).mkdir() if name != "logs" else (tmp_path / name).touch()
