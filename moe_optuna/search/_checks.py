@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,16 +17,32 @@ __all__ = ["check_space", "check_text", "make_folder"]
 
 
 def check_space(space: SearchSpace) -> None:
-    """Every budget, and the target, has architectures.
+    """Every budget, and the target, has architectures, and phase 1 trials that can be enough for its law.
 
     Raises:
-        InputError: Where one has none.
+        InputError: Where one has none, or they cannot.
     """
+    from moe_optuna.laws.ladder import LEAST_RUNS
+
+    plan = space.search
+    runs = differing = 0
     for step, compute in enumerate(space.budgets):
-        if space.search.trials(0, step):
+        size = len(space.phase_one(compute).lattice)
+        if plan.trials(0, step):  # which may move phase 1 to an M with more architectures
             space.phase_zero(compute)
-        space.phase_one(compute)
+            size = sys.maxsize
+        trials = min(plan.trials(1, step), size)
+        repeats = 0 if plan.trials(2, step) else plan.repeated(step)
+        untried = int(repeats > 0)  # what is repeated may be one, which is then trained with the search's seed as well
+        differing = max(differing, min(trials + untried, size))
+        runs += trials + untried + repeats
     space.phase_zero(space.target)  # about the law's M, which the search may move
+    if runs < LEAST_RUNS or differing < 2:
+        raise InputError(
+            f"{runs} run{'s' * (runs != 1)} in phase 1, at most {differing} architecture{'s' * (differing != 1)} at one"
+            f" budget; expected at least {LEAST_RUNS} and 2, which a law needs",
+            where=f"{space.name}: [search]",
+        )
 
 
 def check_text(space: SearchSpace, recipe: Recipe, text: Mapping[str, Any]) -> None:
