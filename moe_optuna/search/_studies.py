@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import zlib
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -116,6 +117,20 @@ class Studies:
         with contextlib.suppress(KeyError):
             return optuna.load_study(storage=self.storage, study_name=name).user_attrs.get(key)
         return None
+
+    @contextlib.contextmanager
+    def kept(self) -> Iterator[None]:
+        """A study that somebody deletes meanwhile, as in a dashboard, as one line."""
+        try:
+            yield
+        except KeyError as error:
+            left = {(study._study_id, study.study_name) for study in self.storage.get_all_studies()}
+            for study in (study for studies in self.opened.values() for study in studies):
+                if (study._study_id, study.study_name) not in left:
+                    raise InputError(
+                        "was deleted while the search ran; the same command makes it again", where=study.study_name
+                    ) from error
+            raise
 
     def locked(self, compute: float) -> Triad | None:
         """The triad that phase 2 was locked to by an earlier run."""

@@ -172,6 +172,7 @@ def search(
         check_text(space, recipe, text)
         store = store or open_storage(None, folder, workers=1)  # a new journal, now that nothing speaks against it
         studies = Studies(space, store, seed, folder, text)
+        stack.enter_context(studies.kept())
         if not (folder / SPACE_FILE).exists():
             write_whole(folder / SPACE_FILE, space.to_toml())
         return _Ladder(space, studies, controller, recipe.to_dict(), folder, runs, clock).climb()

@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+import re
 import shutil
 import subprocess
 import sys
@@ -275,6 +276,40 @@ def test_a_worker_with_another_working_directory_finds_the_folder(tmp_path, monk
     search(space, out="mine", trial="instant_trials", workers=1)
     assert {Path(folder).parent for folder in told} == {tmp_path / "mine" / "checkpoints" / "tiny_1e+09_phase-1"}
     assert not any(Path(folder).exists() for folder in told)
+
+
+@pytest.mark.parametrize(
+    ("deleted", "name"),
+    [("tiny/1e+09/phase-1", None), ("tiny/3e+09/phase-1", None), ("tiny/3e+09/phase-1", "other.db")],
+    ids=["parent", "running", "sqlite"],
+)
+def test_a_study_that_is_deleted_meanwhile_is_one_line_and_made_again(tmp_path, monkeypatch, deleted, name):
+    monkeypatch.setattr(ladder, "LocalExecutor", Here)
+    url = name and f"sqlite:///{tmp_path / name}"
+    space = tiny_space(search={"zero": 0, "one": 3, "two": 0, "repeats": 0})
+    begun, again = [], []
+
+    def delete(event):
+        begun.extend([event] if event.kind == "start" else [])
+        if event.kind == "report" and len(begun) == 4:  # the second budget's first
+            begun.append(event)
+            optuna.delete_study(study_name=deleted, storage=open_storage(url, tmp_path, workers=1))
+
+    with pytest.raises(InputError, match=f"^{re.escape(deleted)}: was deleted while the search ran; the same command"):
+        search(space, out=tmp_path, workers=1, trial="instant_trials", storage=url, observer=delete)
+    result = search(space, out=tmp_path, workers=1, trial="instant_trials", storage=url, observer=again.append)
+    assert sum(result.trials.values()) == 6
+    assert sum(event.kind == "start" for event in again if f"{event.compute:.3g}" in deleted) == 3
+
+
+def test_another_missing_key_is_a_fault_of_the_program(tmp_path, monkeypatch):
+    def fail(event):
+        if event.kind == "report":
+            raise KeyError("Record does not exist.")
+
+    monkeypatch.setattr(ladder, "LocalExecutor", Here)
+    with pytest.raises(KeyError):
+        instant(tmp_path, observer=fail)
 
 
 @pytest.mark.parametrize("name", ["lock", "journal.log", "logs"])
