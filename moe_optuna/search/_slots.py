@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import os
 import re
 import subprocess
@@ -16,6 +17,9 @@ _LAUNCHER = re.compile(
 )
 """What a launcher or a batch system leaves in the environment; a worker that inherits it waits for ranks that never
 come."""
+_GPU = re.compile(r"\d+|(GPU|MIG)-.+")
+GPU_FILES = ("/dev/nvidia[0-9]*", "/dev/nvgpu*", "/dev/nvhost*", "/dev/dxg", "/dev/kfd")
+"""Files of a machine with GPUs: NVIDIA's, its embedded ones', those of Windows' subsystem, AMD's."""
 _THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 
 
@@ -46,9 +50,17 @@ class Slot:
 
 def find_gpus() -> tuple[str, ...]:
     """The NVIDIA GPUs that this process may use, without initialising CUDA (a process that has cannot give its devices
-    to others cleanly)."""
-    if (visible := os.environ.get("CUDA_VISIBLE_DEVICES")) is not None:
-        return tuple(device.strip() for device in visible.split(",") if device.strip() not in ("", "-1"))
+    to others cleanly). What ``CUDA_VISIBLE_DEVICES`` names where there is no GPU is none."""
+    if (visible := os.environ.get("CUDA_VISIBLE_DEVICES")) is None:
+        return _listed()
+    named = tuple(name for name in map(str.strip, visible.split(",")) if _GPU.fullmatch(name))
+    # A container with GPUs may lack nvidia-smi; it has their files.
+    there = bool(named) and (any(map(glob.glob, GPU_FILES)) or bool(_listed()))
+    return named if there else ()
+
+
+def _listed() -> tuple[str, ...]:
+    """Those that nvidia-smi lists, by index."""
     try:
         answer = subprocess.run(
             ["nvidia-smi", "--query-gpu=index", "--format=csv,noheader"], capture_output=True, text=True, timeout=20

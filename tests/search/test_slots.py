@@ -12,6 +12,7 @@ def machine(monkeypatch):
     def make(cores, gpus=""):
         monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(cores)))
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", gpus)
+        monkeypatch.setattr(_slots, "GPU_FILES", (os.devnull,))  # one that is there
         monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
 
     return make
@@ -47,6 +48,30 @@ def test_gpus_in_sets_and_shared(machine):
     assert [slot.devices for slot in local_slots(None, 2)] == [("0", "1"), ("2", "3")]
     assert [slot.devices for slot in local_slots(3, 4)] == [("0", "1", "2", "3")] * 3
     assert len(local_slots(None)) == 5
+
+
+@pytest.mark.parametrize(
+    ("visible", "there", "devices"),
+    [
+        ("NoDevFiles", True, [(), ()]),
+        ("none,-1,", True, [(), ()]),
+        ("0", False, [(), ()]),
+        ("GPU-12ab,MIG-3c", False, [(), ()]),
+        ("0", True, [("0",)]),
+        ("GPU-12ab,MIG-3c", True, [("GPU-12ab",), ("MIG-3c",)]),
+    ],
+)
+def test_names_of_no_gpu_leave_the_cores(machine, monkeypatch, visible, there, devices):
+    """As batch systems and their containers set them; without nvidia-smi, which a container with GPUs may lack."""
+
+    def absent(*arguments, **settings):
+        raise FileNotFoundError
+
+    machine(cores=2, gpus=visible)
+    monkeypatch.setattr(_slots.subprocess, "run", absent)
+    if not there:
+        monkeypatch.setattr(_slots, "GPU_FILES", ("/dev/no-such-gpu*",))
+    assert [slot.devices for slot in local_slots(None)] == devices
 
 
 @pytest.mark.parametrize(
