@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote
 
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
@@ -33,6 +34,8 @@ _PASSING = {
     JournalOperation.SET_TRIAL_SYSTEM_ATTR,
 }
 """Records that can wait for the disk: those of a trial that runs."""
+_PASSWORD = re.compile(r"\A((?:[\w+.-]+:/+)?+[^:]*:)(.*)(?=@)", re.DOTALL)
+"""In a URL: what is before the password, and the password, to the last ``@``, since it may have any other sign."""
 
 
 class Journal(JournalFileBackend):
@@ -126,9 +129,9 @@ def open_storage(url: str | None, out: Path, *, workers: int) -> BaseStorage:
             where=f"--storage {redact(url)}",
         ) from None
     except (SQLAlchemyError, StorageInternalError, ImportError, ValueError, TypeError) as error:
-        reason = str(getattr(error, "orig", None) or error).replace(url, redact(url)).strip().splitlines()
+        reason = _hide(url, str(getattr(error, "orig", None) or error)).strip().splitlines()
         raise InputError(
-            f"{_hide(url, reason[0]) if reason else type(error).__name__}; expected an Optuna storage URL such as"
+            f"{reason[0] if reason else type(error).__name__}; expected an Optuna storage URL such as"
             " postgresql+psycopg://user@host/database",
             where=f"--storage {redact(url)}",
         ) from None
@@ -136,14 +139,19 @@ def open_storage(url: str | None, out: Path, *, workers: int) -> BaseStorage:
 
 def redact(url: str) -> str:
     """The URL without its password, also where it stands in the query."""
-    url = re.sub(r"(?<=://)([^/?#]*?):([^/?#]*)@", r"\1:***@", url)
-    return re.sub(r"([?&](?:[a-z]*password|sslkey|token)=)[^&#]*", r"\1***", url, flags=re.IGNORECASE)
+    url = _PASSWORD.sub(r"\1***", url)
+    return re.sub(r"([?&](?:[a-z]*passw(?:or)?d|sslkey|token)=)[^&]*", r"\1***", url, flags=re.IGNORECASE)
 
 
 def _hide(url: str, text: str) -> str:
-    """The text without the password of the URL."""
-    found = re.search(r"://[^/?#:]*:([^/?#]*)@", url)
-    return text.replace(found[1], "***") if found and found[1] else text
+    """What a driver says of the URL, without its password."""
+    found = _PASSWORD.match(url)
+    if found and "@" in found[2]:  # the driver takes the rest of such a password for the host, and shows it
+        return "cannot be opened, and has a second @, which in a user or password is %40"
+    text = text.replace(url, redact(url))
+    for password in {found[2], unquote(found[2])} if found else ():
+        text = text.replace(f":{password}@", ":***@")
+    return text
 
 
 def repair(path: Path) -> int:

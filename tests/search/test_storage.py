@@ -4,11 +4,13 @@ import itertools
 import json
 import os
 import re
+import string
 import subprocess
 import sys
 
 import optuna
 import pytest
+import sqlalchemy
 
 from moe_optuna import InputError
 from moe_optuna.search._storage import Journal, hold, open_storage, redact, repair
@@ -108,7 +110,16 @@ def test_sqlite_is_refused_for_several_workers_with_the_reason(tmp_path):
     "url",
     [
         "postgresql+psycopg://eve:s3cret@127.0.0.1:1/x",
+        "postgresql+psycopg://eve:1#s3cret@127.0.0.1:1/x",
+        "postgresql+psycopg://eve:1?s3cret@127.0.0.1:1/x",
+        "postgresql+psycopg://eve:1/s3cret@127.0.0.1:1/x",
+        "postgresql+psycopg://eve:1@s3cret@127.0.0.1:1/x",
+        "postgresql+psycopg://eve:1@s3cret/@127.0.0.1:1/x",
+        "postgresql+psycopg://eve:1@x:s3cret@127.0.0.1:1/x",
+        "postgresql:/eve:s3cret@127.0.0.1/x",
+        "eve:s3cret@127.0.0.1/x",
         "postgresql+psycopg://eve@127.0.0.1:1/x?password=s3cret&connect_timeout=1",
+        "postgresql+psycopg://eve@127.0.0.1:1/x?password=1#s3cret&connect_timeout=1",
         "nonsense://eve:s3cret@host/x",
         "mysql+pymysql://eve:s3cret@127.0.0.1:1/x",
         "s3cret",
@@ -123,9 +134,22 @@ def test_a_storage_that_cannot_be_opened_is_one_line_without_the_password(tmp_pa
     assert "--storage" in message
 
 
+def test_a_short_password_leaves_the_drivers_words_alone(tmp_path):
+    with pytest.raises(InputError, match=r"mysql://u:\*\*\*@h/d: Failed to import DB access module for the specified"):
+        open_storage("mysql://u:p@h/d", tmp_path, workers=1)
+
+
+def test_redact_hides_what_sqlalchemy_takes_for_the_password():
+    for sign in set(string.printable) - {"@"}:
+        url = f"postgresql://eve:s3{sign}cret@host:5432/d"
+        assert sqlalchemy.make_url(url).password == f"s3{sign}cret"
+        assert redact(url) == "postgresql://eve:***@host:5432/d"
+
+
 def test_redact():
     assert redact("postgresql+psycopg://a:b:c@h:5432/d") == "postgresql+psycopg://a:***@h:5432/d"
-    assert redact("postgresql://h/d?user=a&PASSWORD=b#f") == "postgresql://h/d?user=a&PASSWORD=***#f"
+    assert redact("postgresql://h/d?user=a&PASSWORD=b#f") == "postgresql://h/d?user=a&PASSWORD=***"
+    assert redact("postgresql://a@h:5432/d?password=b&x=c") == "postgresql://a@h:5432/d?password=***&x=c"
     assert redact("sqlite:///a.db") == "sqlite:///a.db"
 
 
