@@ -250,9 +250,12 @@ def dashboard(
 ) -> None:
     """Open optuna-dashboard on a search."""
     from moe_optuna.report import dashboard as serve
-    from moe_optuna.search import open_storage
 
-    opened = open_storage(storage, folder, workers=1) if storage is not None else None
+    opened = None
+    if storage is not None:
+        from moe_optuna.search import open_storage
+
+        opened = open_storage(storage, folder, workers=1)
     serve(folder, host=host, port=port, storage=opened)
 
 

@@ -221,3 +221,11 @@ def test_export_takes_only_known_frameworks(capsys: pytest.CaptureFixture[str], 
     status, _, err = call(capsys, "export", architecture_file, "--to", "abacus")
     assert status == 2
     assert "abacus" in err
+
+
+def test_the_dashboard_needs_no_fcntl(tmp_path: Path) -> None:
+    """Which Windows has not, and only a search and a storage by URL need."""
+    code = "import sys; sys.modules['fcntl'] = None; from moe_optuna.cli import main; main(['dashboard', 'nowhere'])"
+    ended = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert ended.returncode == 2
+    assert ended.stderr.startswith("moe-optuna: nowhere/journal.log: no such file")

@@ -222,7 +222,7 @@ def main(arguments: list[str]) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal's Ctrl-C is the controller's to handle
     # Blocked here and awaited in a thread: Lightning would otherwise take the signal, and leave without saving.
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-    if cores != "-":
+    if cores != "-" and hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, {int(core) for core in cores.split(",")})
     link = Link(Channel(socket.socket(fileno=int(descriptor))))
     threading.Thread(target=_await_terminate, args=(link,), name="signals", daemon=True).start()

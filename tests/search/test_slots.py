@@ -1,9 +1,13 @@
 import os
+import socket
+import subprocess
+import sys
 
 import pytest
 
 from moe_optuna import InputError
 from moe_optuna.search import _slots
+from moe_optuna.search._channel import Channel
 from moe_optuna.search._slots import Slot, find_gpus, local_slots
 
 
@@ -102,3 +106,20 @@ def test_gpus_are_found_without_cuda(monkeypatch):
     assert find_gpus() == ()
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-12ab, 3")
     assert find_gpus() == ("GPU-12ab", "3")
+
+
+def test_a_worker_starts_where_cores_cannot_be_chosen():
+    """As on macOS."""
+    code = "import os, sys; del os.sched_setaffinity; from moe_optuna.search import worker; worker.main(sys.argv[1:])"
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        ours.settimeout(60)
+        descriptor = theirs.fileno()
+        command = [sys.executable, "-c", code, str(descriptor), "0", "instant_trials"]
+        path = os.pathsep.join(path or os.getcwd() for path in sys.path)
+        process = subprocess.Popen(command, pass_fds=(descriptor,), env={**os.environ, "PYTHONPATH": path})
+        theirs.close()
+        channel = Channel(ours)
+        assert channel.receive() == [{"ready": process.pid}]
+        channel.close()
+        assert process.wait(timeout=60) == 0
