@@ -11,6 +11,7 @@ from moe_optuna.parts import Attention, Interleaved
 
 __all__ = ["Config"]
 
+MOST_LAYERS = 100_000
 _LEGACY_WORDS = {"attention": "full_attention", "mamba": "linear_attention"}
 """Words of `layer_types` in older files, as transformers renames them."""
 
@@ -103,8 +104,11 @@ class Config:
 
     @property
     def layers(self) -> int:
-        """The number of layers."""
-        return self.integer("num_hidden_layers")
+        """The number of layers; bounded, since some are gone through one by one."""
+        layers = self.integer("num_hidden_layers")
+        if layers > MOST_LAYERS:
+            raise self.error("num_hidden_layers", f"{layers}, expected at most {MOST_LAYERS}")
+        return layers
 
     def per_layer(self, key: str, known: Collection[str], derive: Callable[[int], str] | None) -> Counter[str]:
         """How many layers have each of the known words; `derive` gives a layer's word where the key is missing."""
@@ -115,7 +119,7 @@ class Config:
             raise self.error(key, f"{'missing' if words is None else _shown(words)}, expected a list, one word a layer")
         words = [_LEGACY_WORDS.get(word, word) if isinstance(word, str) else word for word in words]
         for word in words:
-            if word not in known:
+            if not isinstance(word, str) or word not in known:
                 raise self.error(key, f"unknown {_shown(word)}, expected {' or '.join(known)}")
         if len(words) != self.layers:
             raise self.error(key, f"{len(words)} words contradict num_hidden_layers = {self.layers}")

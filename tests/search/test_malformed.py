@@ -410,6 +410,7 @@ def damaged(data, content):
         ("architecture.json", ("count", "FILE")),
         ("architecture.json", ("export", "FILE", "--to", "torchtitan")),
         ("config.json", ("count", "FILE")),
+        ("gpt_oss.json", ("count", "FILE")),
         ("laws.json", ("plan", "--compute", "3e10", "--laws", "FILE", "--space", "SPACE")),
         ("blueprint.json", ("export", "FILE", "--to", "hf")),
     ],
@@ -421,6 +422,11 @@ def test_damaged_json(call, tmp_path, finished, name, command, data):
         content = {"model_type": "mixtral", "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2}
         content |= {"num_attention_heads": 4, "num_key_value_heads": 2, "num_local_experts": 8}
         content |= {"num_experts_per_tok": 2, "vocab_size": 256, "max_position_embeddings": 128}
+    elif name == "gpt_oss.json":  # with a word a layer
+        content = {"model_type": "gpt_oss", "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2}
+        content |= {"num_attention_heads": 4, "num_key_value_heads": 2, "num_local_experts": 8, "head_dim": 16}
+        content |= {"num_experts_per_tok": 2, "vocab_size": 256, "max_position_embeddings": 128, "sliding_window": 32}
+        content |= {"layer_types": ["full_attention", "sliding_attention"]}
     else:
         content = json.loads((finished / name).read_text())
     (tmp_path / name).write_text(json.dumps(damaged(data, content)))
