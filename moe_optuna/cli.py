@@ -255,7 +255,7 @@ def dashboard(
     if storage is not None:
         from moe_optuna.search import open_storage
 
-        opened = open_storage(storage, folder, workers=1)
+        opened = open_storage(storage, folder, workers=1, create=False)
     serve(folder, host=host, port=port, storage=opened)
 
 

@@ -62,12 +62,17 @@ def dashboard(
             it is a copy, made now.
 
     Raises:
-        InputError: Where there is no journal, a file in the folder is not what its name says, or the address cannot
-            be listened on.
+        InputError: Where there is no journal, the storage is not that of the search, a file in the folder is not what
+            its name says, or the address cannot be listened on.
     """
     import optuna
 
     store = _journal(Path(out)) if storage is None else storage
+    if storage is not None:
+        found = set(optuna.get_all_study_names(storage))
+        known = {trial.study for trial in Run.read(out).trials}
+        if not (found & known if known else found):  # no row is there before the first training ends
+            raise InputError(f"no study of the search in {out}, expected the storage it runs in", where="--storage")
     with server(out, host=host, port=port, storage=store) as listening:
         annotate([optuna.load_study(study_name=name, storage=store) for name in optuna.get_all_study_names(store)], out)
         if not _is_loopback(host):

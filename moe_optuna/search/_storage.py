@@ -91,17 +91,18 @@ def together(storage: BaseStorage) -> contextlib.AbstractContextManager[None]:
     return backend.together() if isinstance(backend, Journal) else contextlib.nullcontext()
 
 
-def open_storage(url: str | None, out: Path, *, workers: int) -> BaseStorage:
+def open_storage(url: str | None, out: Path, *, workers: int, create: bool = True) -> BaseStorage:
     """The storage of a search.
 
     Args:
         url: An Optuna storage URL, or ``None`` for ``journal.log`` in `out`.
         out: The search's folder.
         workers: Trials side by side.
+        create: Whether to make the file of an SQLite URL where there is none.
 
     Raises:
-        InputError: Where the URL is none, the server does not answer, the driver is missing, the file is not a
-            journal, or SQLite is to serve several workers.
+        InputError: Where the URL is none, there is no such file, the server does not answer, the driver is missing,
+            the file is not a journal, or SQLite is to serve several workers.
     """
     if url is None:
         path = out / JOURNAL
@@ -122,6 +123,8 @@ def open_storage(url: str | None, out: Path, *, workers: int) -> BaseStorage:
     from moe_optuna.search._database import open_database
 
     try:
+        if not create:
+            _find_file(url)
         return open_database(url)
     except ModuleNotFoundError as error:
         raise InputError(
@@ -135,6 +138,15 @@ def open_storage(url: str | None, out: Path, *, workers: int) -> BaseStorage:
             " postgresql+psycopg://user@host/database",
             where=f"--storage {redact(url)}",
         ) from None
+
+
+def _find_file(url: str) -> None:
+    from sqlalchemy import make_url
+
+    parsed = make_url(url)
+    path = parsed.database or ":memory:"
+    if parsed.get_backend_name() == "sqlite" and not path.startswith("file:") and not Path(path).is_file():
+        raise InputError("no such file, expected the database of a search", where=f"--storage {redact(url)}")
 
 
 def redact(url: str) -> str:

@@ -13,6 +13,7 @@ from optuna.trial import TrialState, create_trial
 from optuna_dashboard import get_note
 
 from moe_optuna import InputError
+from moe_optuna.cli import main
 from moe_optuna.report import annotate, dashboard, server
 from moe_optuna.report._run import Run
 
@@ -128,6 +129,39 @@ def test_no_journal_and_a_wrong_one(tmp_path):
         (tmp_path / "journal.log").write_text(text, encoding="latin-1")
         with pytest.raises(InputError, match=r"journal\.log: not an Optuna journal"):
             server(tmp_path)
+
+
+def test_a_storage_of_another_search_is_refused(planted, studies, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("wsgiref.simple_server.WSGIServer.serve_forever", lambda self: None)
+    missing, other, own = (tmp_path / f"{name}.db" for name in ("missing", "other", "own"))
+    optuna.create_study(study_name="other", storage=f"sqlite:///{other}")
+    optuna.copy_study(
+        from_study_name=studies[0].study_name, from_storage=studies[0]._storage, to_storage=f"sqlite:///{own}"
+    )
+    for path, says in ((missing, f"--storage sqlite:///{missing}: no such file"), (other, "no study of the search in")):
+        with pytest.raises(SystemExit) as stop:
+            main(["dashboard", str(planted.folder), "--port", "0", "--storage", f"sqlite:///{path}"])
+        assert stop.value.code == 2
+        err = capsys.readouterr().err
+        assert says in err
+        assert err.count("\n") == 1
+    assert not missing.exists()
+    with pytest.raises(SystemExit) as stop:
+        main(["dashboard", str(planted.folder), "--port", "0", "--storage", f"sqlite:///{own}"])
+    assert stop.value.code == 0
+    assert get_note(optuna.load_study(study_name=studies[0].study_name, storage=f"sqlite:///{own}"))
+
+
+def test_a_storage_before_the_first_training_has_ended(planted, monkeypatch):
+    monkeypatch.setattr("wsgiref.simple_server.WSGIServer.serve_forever", lambda self: None)
+    for name in ("runs.csv", "laws.json", "blueprint.json"):
+        (planted.folder / name).unlink()
+    (planted.folder / "journal.log").touch()
+    storage = optuna.storages.InMemoryStorage()
+    with pytest.raises(InputError, match="no study of the search in"):
+        dashboard(planted.folder, port=0, storage=storage)
+    optuna.create_study(storage=storage)
+    dashboard(planted.folder, port=0, storage=storage)
 
 
 def test_an_address_that_is_taken_or_wrong(planted, address):
