@@ -285,7 +285,9 @@ def _trial(row: dict[str, Any], where: str) -> Trial:
     if row["state"] not in STATES:
         raise InputError(f"state {row['state']!r}, expected complete, pruned or failed", where=where)
     values = {name: _number(text, f"{where}: {name}") for name, text in row.items() if name not in TEXTS}
-    for name in ("trial", "phase", "compute"):
+    if values["phase"] not in (0, 1, 2):
+        raise InputError(f"{row['phase']!r}, expected 0, 1 or 2", where=f"{where}: phase")
+    for name in ("trial", "compute"):
         if not math.isfinite(values[name]) or values[name] < (name == "compute"):
             raise InputError(f"{row[name]!r}, expected a positive number", where=f"{where}: {name}")
     if values["loss"] <= 0:

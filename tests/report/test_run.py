@@ -112,3 +112,14 @@ def test_numbers_that_no_architecture_has(planted):
         fields[place] = text
         path.write_text("\n".join([lines[0], ",".join(fields), *lines[2:]]) + "\n")
         assert Run.read(planted.folder).trials[0].architecture() is None
+
+
+@pytest.mark.parametrize("phase", ["3", "7", "-1", "0.5", "", "nan"])
+def test_a_phase_that_there_is_none(planted, phase):
+    path = planted.folder / "runs.csv"
+    header, first, *rest = path.read_text().splitlines()
+    fields = first.split(",")
+    fields[header.split(",").index("phase")] = phase
+    path.write_text("\n".join([header, ",".join(fields), *rest]) + "\n")
+    with pytest.raises(InputError, match=r"runs\.csv: line 2: phase: '.*', expected 0, 1 or 2"):
+        Run.read(planted.folder)
