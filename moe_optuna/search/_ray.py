@@ -100,6 +100,10 @@ class RayExecutor:
                 raise InputError(str(error).splitlines()[0], where=f"--ray-address {address}") from None
         resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
         gpus = int(resources.get("GPU", 0))
+        if devices_per_trial > gpus > 0:
+            raise InputError(
+                f"{devices_per_trial}, expected at most {gpus}, the GPUs of the cluster", where="--devices-per-trial"
+            )
         unit = gpus // devices_per_trial if gpus else int(resources.get("CPU", 1))
         count = workers or unit
         if count < 1 or (workers or 0) > unit:

@@ -61,3 +61,16 @@ def test_a_cluster_that_is_not_there_is_one_line(tmp_path):
 
     with pytest.raises(InputError, match=r"--ray-address 127\.0\.0\.1:1: nothing answers there"):
         RayExecutor(1, address="127.0.0.1:1", module="instant_trials", logs=tmp_path)
+
+
+def test_more_devices_for_a_trial_than_the_cluster_has(tmp_path, monkeypatch):
+    import ray
+
+    from moe_optuna.search._ray import RayExecutor
+
+    monkeypatch.setattr(ray, "is_initialized", lambda: True)
+    monkeypatch.setattr(ray, "cluster_resources", lambda: {"GPU": 4.0, "CPU": 64.0})
+    with pytest.raises(InputError, match=r"^--devices-per-trial: 8, expected at most 4, the GPUs of the cluster$"):
+        RayExecutor(None, devices_per_trial=8, module="instant_trials", logs=tmp_path)
+    with pytest.raises(InputError, match=r"^--workers: 3, expected 1 to 2: the cluster has 4 GPUs and 64 CPUs$"):
+        RayExecutor(3, devices_per_trial=2, module="instant_trials", logs=tmp_path)
