@@ -49,7 +49,8 @@ def plan(compute: float, *, laws: LadderLaws | None = None, space: SearchSpace |
         space: Where architectures are from; by default that of the laws, by name.
 
     Raises:
-        InputError: Where compute is not a positive finite number, or no architecture of the space is near.
+        InputError: Where compute is not a positive finite number, the laws give no triad at it, or no architecture of
+            the space is near.
     """
     from moe_optuna.laws import LadderLaws
     from moe_optuna.space import SearchSpace
@@ -72,7 +73,10 @@ def plan(compute: float, *, laws: LadderLaws | None = None, space: SearchSpace |
     spans = {name: laws.predict(name, compute)[1] for name in dict.fromkeys((*QUANTITIES, *laws.axes_known))}
     intervals = {name: span for name, span in spans.items() if span[0] < span[1]}  # else the law has no uncertainty
     density, ratio = (laws.predict(name, compute)[0] for name in AXES[:2])
-    wanted = Triad.at(flops, density, ratio, space.tolerances)
+    try:
+        wanted = Triad.at(flops, density, ratio, space.tolerances)
+    except InputError as error:
+        raise InputError(f"the laws give no triad there ({error})", where=f"compute {compute:.3g}") from None
     triad, candidates, total, notes = _candidates(space, laws, compute, wanted)
     excess = _excess(laws, compute, candidates)
     score = excess + DEVIATION * _deviation(candidates, triad)

@@ -180,6 +180,15 @@ def test_a_bad_budget_is_named(compute: object) -> None:
         plan(compute)
 
 
+@pytest.mark.parametrize(
+    ("compute", "says"), [(1e-300, "expansion_ratio: 1.0, expected"), (1e300, "compute_density: 6.0, expected")]
+)
+def test_a_budget_where_the_laws_give_no_triad_is_named(compute: float, says: str) -> None:
+    with pytest.raises(InputError) as caught:
+        plan(compute)
+    assert str(caught.value).startswith(f"compute {compute:.3g}: the laws give no triad there ({says}")
+
+
 def test_a_budget_without_an_architecture_says_why() -> None:
     with pytest.raises(InputError, match=r"holistic at 1e\+12 FLOPs: no architecture meets M = 1.46") as caught:
         plan(1e12)
