@@ -28,9 +28,7 @@ def join(parts: Iterable[object]) -> Html:
     return Html("".join(part if isinstance(part, Html) else escape(str(part)) for part in parts if part is not None))
 
 
-def table(
-    columns: Sequence[object], rows: Iterable[Sequence[object]], *, caption: object = None, numeric: bool = True
-) -> Html:
+def table(columns: Sequence[object], rows: Iterable[Sequence[object]], *, numeric: bool = True) -> Html:
     """A table whose first column heads its rows; `numeric`: the others are numbers, set to the right."""
     head = tag("tr", *(tag("th", column, scope="col") for column in columns))
     body = [tag("tr", tag("th", row[0], scope="row"), *(tag("td", cell) for cell in row[1:])) for row in rows]
@@ -38,7 +36,6 @@ def table(
         "div",
         tag(
             "table",
-            tag("caption", caption) if caption is not None else None,
             tag("thead", head) if any(columns) else None,
             tag("tbody", *body),
             class_="numeric" if numeric else "words",
