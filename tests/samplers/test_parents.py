@@ -143,26 +143,18 @@ def test_a_parent_at_a_larger_budget_does_not_outvote_the_study(space: SearchSpa
     assert ((unit - 0.15) ** 2).sum() < nearest + 0.02
 
 
-def test_a_parent_that_has_not_begun_changes_nothing(phase: Phase) -> None:
-    empty = optuna.create_study()
-    empty.set_user_attr("compute", 1e10)
-    proposals = []
-    for parents in ([], [empty]):
-        study = optuna.create_study(sampler=TriadSampler(phase, parents=parents, seed=0))
-        proposals.append([study.ask(phase.distributions).params for _ in range(3)])
-    assert proposals[0] == proposals[1]
-
-
-def test_a_parent_whose_trials_were_interrupted_changes_nothing(space: SearchSpace, phase: Phase) -> None:
-    """It is of the phase, and says nothing yet."""
+@pytest.mark.parametrize("interrupted", [0, 2])
+def test_a_parent_that_says_nothing_yet_changes_nothing(space: SearchSpace, phase: Phase, interrupted: int) -> None:
+    """It has not begun, or all of its trials were interrupted."""
     smaller = space.phase_one(space.budgets[-2])
     parent = optuna.create_study()
     parent.set_user_attr("compute", smaller.compute)
-    proposals = []
-    for parents in ([], [parent]):
+    for _ in range(interrupted):
         trial = parent.ask(smaller.distributions)
         trial.set_user_attr("interrupted", True)
         parent.tell(trial, state=TrialState.FAIL)
+    proposals = []
+    for parents in ([], [parent]):
         study = optuna.create_study(sampler=TriadSampler(phase, parents=parents, seed=0))
         proposals.append([study.ask(phase.distributions).params for _ in range(3)])
     assert proposals[0] == proposals[1]
