@@ -8,12 +8,13 @@ import os
 import shutil
 import time
 import uuid
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from moe_optuna.errors import InputError
 
-__all__ = ["SPACE_FILE", "read_object", "remove_unfinished", "write_whole"]
+__all__ = ["SPACE_FILE", "read_object", "remove_unfinished", "replacing", "write_whole"]
 
 SPACE_FILE = "space.toml"
 """The search space of a search, in its folder."""
@@ -51,23 +52,28 @@ def read_object(path: str | Path, *, expected: str, finite: bool = False) -> dic
     return data
 
 
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A file to write, which takes the place of `path` at the end, or is removed where that is an error."""
+    # Not the process's id: in two containers that share a folder it may be the same.
+    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+    try:
+        yield partial
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
 def write_whole(path: str | Path, text: str) -> None:
     """Write a file so that a reader, or a crash, sees the old one or the new one, never half of one.
 
     Raises:
         OSError: Where it could not be written; the old file is as it was.
     """
-    path = Path(path)
-    # Not the process's id: in two containers that share a folder it may be the same.
-    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-    try:
-        with partial.open("w", encoding="utf-8", newline="") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with replacing(Path(path)) as partial, partial.open("w", encoding="utf-8", newline="") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def remove_unfinished(folder: Path, pattern: str) -> None:

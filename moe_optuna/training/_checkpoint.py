@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import warnings
 from dataclasses import asdict
 from pathlib import Path
@@ -12,7 +11,7 @@ import torch
 
 from moe_optuna.architecture import MoEArchitecture
 from moe_optuna.errors import InputError
-from moe_optuna.files import remove_unfinished
+from moe_optuna.files import remove_unfinished, replacing
 from moe_optuna.training._corpus import Corpus
 from moe_optuna.training._recipe import Recipe
 from moe_optuna.training.rules import Hyperparameters
@@ -42,16 +41,12 @@ def write(file: Path, state: dict[str, Any]) -> None:
         OSError: Where it could not be written, the disk being full above all; the old file is as it was.
     """
     file.parent.mkdir(parents=True, exist_ok=True)
-    remove_unfinished(file.parent, f"{file.stem}.[0-9]*")
-    unfinished = file.with_suffix(f".{os.getpid()}")
+    remove_unfinished(file.parent, f".{file.name}." + "[0-9a-f]" * 32)
     try:
-        with unfinished.open("wb") as stream:
+        with replacing(file) as unfinished, unfinished.open("wb") as stream:
             torch.save({"format": FORMAT, **state}, stream)
-        unfinished.replace(file)
     except RuntimeError as error:  # torch's own about the position in the file, while the disk is the reason
         raise error.__context__ if isinstance(error.__context__, OSError) else error from None
-    finally:
-        unfinished.unlink(missing_ok=True)
 
 
 def read(file: Path, wanted: dict[str, Any]) -> dict[str, Any] | None:

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import numpy as np
 import pytest
@@ -122,11 +123,11 @@ def test_a_checkpoint_of_another_text_is_refused(architecture: Build, folder: Pa
 
 
 def test_what_a_killed_process_left_is_removed(architecture: Build, folder: Path, tmp_path: Path) -> None:
-    for name in ("training.123", "training.notes"):
+    for name in (f".training.pt.{uuid4().hex}", "training.notes"):
         (tmp_path / name).write_text("")
         os.utime(tmp_path / name, (0, 0))
     trained(architecture(), folder, checkpoint=tmp_path)
-    assert sorted(path.name for path in tmp_path.glob("training.*")) == ["training.notes", "training.pt"]
+    assert sorted(path.name for path in tmp_path.glob("*training*")) == ["training.notes", "training.pt"]
 
 
 @pytest.mark.parametrize(
