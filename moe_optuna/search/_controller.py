@@ -6,7 +6,7 @@ torch, so it holds no device.
 =======================================  ==========================================================================
 what happens to a trial                  what becomes of it
 =======================================  ==========================================================================
-the worker dies                          tried again from its checkpoint, `RETRIES` times; then FAIL, with the reason
+the worker dies, also of a CUDA error    tried again from its checkpoint, `RETRIES` times; then FAIL, with the reason
 it raises, or its loss is not finite     FAIL, with the reason; its architecture is not trained again in this study
 a file cannot be written or read         tried again, `RETRIES` times; then given back, and the search stops
 bad input (a missing data file)          given back, and the search stops

@@ -6,11 +6,12 @@ import glob
 import os
 import re
 import subprocess
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from moe_optuna.errors import InputError
 
-__all__ = ["Slot", "check_counts", "find_gpus", "local_slots"]
+__all__ = ["Slot", "check_counts", "find_gpus", "gpu_uuids", "local_slots"]
 
 _LAUNCHER = re.compile(
     r"(LOCAL_|GROUP_|NODE_|ROLE_)?RANK|(LOCAL_|ROLE_)?WORLD_SIZE|MASTER_(ADDR|PORT)|(TORCHELASTIC|SLURM|PMI|OMPI)_.*"
@@ -32,12 +33,14 @@ class Slot:
         devices: GPUs by index or UUID; empty on CPUs.
         cores: The cores that the worker stays on; empty where it is not pinned.
         threads: Threads of one trial.
+        variables: What else the worker's environment is to hold, by name.
     """
 
     index: int
     devices: tuple[str, ...] = ()
     cores: tuple[int, ...] = ()
     threads: int = 1
+    variables: tuple[tuple[str, str], ...] = ()
 
     def environment(self) -> dict[str, str]:
         """The environment of a worker on this slot: this process's, less what a launcher set, with its share of
@@ -45,7 +48,7 @@ class Slot:
         environment = {name: value for name, value in os.environ.items() if not _LAUNCHER.fullmatch(name)}
         environment |= dict.fromkeys(_THREADS, str(self.threads))
         environment["CUDA_VISIBLE_DEVICES"] = ",".join(self.devices)
-        return environment
+        return environment | dict(self.variables)
 
 
 def find_gpus() -> tuple[str, ...]:
@@ -59,15 +62,36 @@ def find_gpus() -> tuple[str, ...]:
     return named if there else ()
 
 
-def _listed() -> tuple[str, ...]:
-    """Those that nvidia-smi lists, by index."""
+def gpu_uuids(names: Sequence[str]) -> list[str]:
+    """The UUID of each GPU that is named by index or UUID.
+
+    Raises:
+        OSError: Where it cannot be told which GPU an index means.
+    """
+    if all(name.startswith("GPU-") for name in names):
+        return list(names)
+    rows = [row.split(", ") for row in _listed("index,uuid,name") if row.count(", ") == 2]
+    if len({model for _, _, model in rows}) > 1 and os.environ.get("CUDA_DEVICE_ORDER") != "PCI_BUS_ID":
+        # CUDA puts the fastest first, nvidia-smi goes by the bus.
+        raise OSError("GPUs of several models: expected UUIDs, or CUDA_DEVICE_ORDER=PCI_BUS_ID, in the environment")
+    uuids = {index: uuid for index, uuid, _ in rows}
+    if missing := [name for name in names if not name.startswith("GPU-") and name not in uuids]:
+        raise OSError(f"nvidia-smi lists no GPU {missing[0]}")
+    return [uuids.get(name, name) for name in names]
+
+
+def _listed(columns: str = "index") -> tuple[str, ...]:
+    """The GPUs that nvidia-smi lists, a row each."""
     try:
         answer = subprocess.run(
-            ["nvidia-smi", "--query-gpu=index", "--format=csv,noheader"], capture_output=True, text=True, timeout=20
+            ["nvidia-smi", f"--query-gpu={columns}", "--format=csv,noheader"],
+            capture_output=True,
+            text=True,
+            timeout=20,
         )
     except (OSError, subprocess.TimeoutExpired):
         return ()
-    return tuple(answer.stdout.split()) if answer.returncode == 0 else ()
+    return tuple(map(str.strip, answer.stdout.splitlines())) if answer.returncode == 0 else ()
 
 
 def check_counts(workers: int | None, devices_per_trial: int) -> None:

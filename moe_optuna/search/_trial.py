@@ -35,7 +35,9 @@ def run(task: dict[str, Any], link: Link) -> dict[str, Any]:
 
     Raises:
         InputError: Where the text is no longer that of the search.
+        OSError: Where the GPU that was to be shared by MPS is out of reach.
     """
+    _reach_gpu()
     if (found := prepare(task["recipe"])["content"]) != task["text"]:
         raise InputError(
             f"the text has changed: sha256 {found[:12]}, expected {task['text'][:12]}, with which this search began",
@@ -56,6 +58,15 @@ def prepare(recipe: dict[str, Any]) -> dict[str, Any]:
     corpus = training.prepare(Recipe.from_dict(recipe))
     tokens = {"training": len(corpus.train), "held-out": len(corpus.held_out)}
     return {**corpus.origin, "vocab_size": corpus.vocab_size, "tokens": tokens, "end": corpus.end}
+
+
+def _reach_gpu() -> None:
+    """An MPS server that recovers from a fault takes no clients: torch then sees no GPU, and would train on the CPU."""
+    import torch
+
+    shared = os.environ.get("CUDA_MPS_PIPE_DIRECTORY") and os.environ.get("CUDA_VISIBLE_DEVICES")
+    if shared and torch.version.cuda and not torch.cuda.is_available():
+        raise OSError("CUDA error: no GPU within reach, the MPS server takes no clients")
 
 
 def _train(

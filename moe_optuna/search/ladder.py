@@ -29,6 +29,7 @@ from moe_optuna.search._controller import Controller
 from moe_optuna.search._events import Event, Observer
 from moe_optuna.search._lease import Leases
 from moe_optuna.search._local import Executor, LocalExecutor
+from moe_optuna.search._mps import side_by_side
 from moe_optuna.search._runs import Runs
 from moe_optuna.search._slots import check_counts, local_slots
 from moe_optuna.search._storage import JOURNAL, hold, open_storage
@@ -148,8 +149,13 @@ def search(
         # The cores are the workers', and threads that wait for a busy core cost it ten times and more (measured: 380 s
         # became 24 s on two loaded cores).
         stack.enter_context(one_thread)
+        clock = Clock(space, observer or (lambda event: None))
         running: Executor
         if executor == "local":
+            # Before the workers, so that it ends after them.
+            slots = stack.enter_context(
+                side_by_side(slots, lambda message: clock.observe(Event("note", message=message)))
+            )
             running = LocalExecutor(slots, module=trial, logs=folder / "logs")
         else:
             from moe_optuna.search._ray import RayExecutor
@@ -158,7 +164,6 @@ def search(
                 workers, devices_per_trial=devices_per_trial, address=ray_address, module=trial, logs=folder / "logs"
             )
         runs = Runs(folder / "runs.csv")
-        clock = Clock(space, observer or (lambda event: None))
         controller = Controller(
             running,
             Leases(exclusive=storage is None),

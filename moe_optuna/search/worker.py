@@ -178,9 +178,18 @@ def serve(link: Link, functions: TrialFunctions) -> None:
             link.send(_failure("input", str(error)))
         except Exception as error:
             kind = "system" if isinstance(error, OSError) else "trial"
-            link.send(_failure(kind, f"{type(error).__name__}: {error}"))
+            failure = _failure(kind, f"{type(error).__name__}: {error}")
+            # After an error of CUDA only a new process has a GPU again; where it is shared by MPS, the error may be
+            # a neighbour's. So the worker dies of it, and the trial is tried again.
+            lost = "CUDA error" in str(error)
+            if not lost or kind == "system":
+                link.send(failure)
             with contextlib.suppress(OSError):  # a full disk has no room for the log either
                 traceback.print_exc()
+                if lost:  # torch's own last line is advice, and the log's last line is the reason of a death
+                    print(failure["failed"]["reason"], file=sys.stderr, flush=True)
+            if lost:
+                os._exit(1)
 
 
 def _failure(kind: str, reason: str) -> Message:

@@ -60,6 +60,12 @@ def run(task: dict[str, Any], link: Any) -> dict[str, Any]:
             raise RuntimeError(f"width {width} does not train")
         if width in recipe.get("killing", ()):
             os.kill(os.getpid(), signal.SIGKILL)
+        if width == recipe.get("without_gpu"):
+            with (folder / "losses").open("a") as file:
+                file.write("x")
+            if (folder / "losses").stat().st_size <= recipe["losses"]:
+                kind = OSError if recipe["unreachable"] else RuntimeError
+                raise kind("CUDA error: unspecified launch failure\nCompile with advice.")
         if "mapped" in recipe:
             _mapped(recipe["mapped"])[-1]
         if width in recipe.get("full_disk", ()):
