@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, cast
 
@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 
 from moe_optuna.training._recipe import Recipe
+from moe_optuna.training.capture import CapturedStep, CudaGraphs, Pace, Recorder
+from moe_optuna.training.compiling import uncompiled
 from moe_optuna.training.model import MoELanguageModel
 from moe_optuna.training.optimizer import FlatAdamW
 from moe_optuna.training.parameters import parameter_groups
@@ -20,6 +22,13 @@ from moe_optuna.training.rules import Hyperparameters
 __all__ = ["LanguageModelling"]
 
 _KEEP = 0.98  # of the recent load, a step
+
+
+def recorder_for(module: LanguageModelling) -> Recorder | None:
+    """What records the module's steps: on one GPU, in bfloat16, in which its experts' products do not ask for a number
+    of rows; elsewhere nothing does."""
+    fits = module.device.type == "cuda" and module.trainer.world_size == 1 and module.trainer.precision == "bf16-mixed"
+    return CudaGraphs() if fits and module.recipe.graph and module.model.is_grouped() else None
 
 
 class LanguageModelling(pl.LightningModule):
@@ -46,6 +55,7 @@ class LanguageModelling(pl.LightningModule):
         self._routers = tuple(router for _, router in model.routers())
         a = model.architecture
         self.load_total, self.load_recent = torch.zeros(2, len(self._routers), a.n_experts, dtype=torch.float64)
+        self.captured: CapturedStep | None = None
         self._optimizer_state: dict[str, Any] | None = None
 
     @property
@@ -83,29 +93,51 @@ class LanguageModelling(pl.LightningModule):
 
             self.average = split(self.average[0], self._values())
 
+    def on_train_start(self) -> None:
+        recorder = recorder_for(self)
+        if recorder is not None:
+            paces = [self._pace(number) for number in range(self.hyper.steps)]
+            self.captured = CapturedStep(self._one_step, paces, self.device, recorder, self._forget)
+
     def training_step(self, windows: list[Tensor], batch_index: int) -> None:
+        for first in range(0, len(windows), self.micro_batches):
+            own = windows[first : first + self.micro_batches]
+            if self.captured is not None:
+                self.captured(own, self.step)
+            else:
+                self._one_step(own, self._pace(self.step))
+            self.step += 1
+            if first + self.micro_batches < len(windows) and self.interrupted is not None and self.interrupted():
+                break
+
+    def _pace(self, number: int) -> Pace:
+        """Of step `number`, from 0."""
+        factor = self.hyper.schedule(number, self.recipe.schedule)
+        renewed = 1 / max(1.0, self.recipe.average * (number + 1))
+        return Pace(rate=factor, bias=self.recipe.bias_rate * factor, renewed=renewed)
+
+    def _one_step(self, windows: Sequence[Tensor], pace: Pace) -> None:
+        """An optimizer step and all that goes with it; nothing in it may depend on a number that the device computes,
+        nor on one of Python's that is another in the next step, so that it can be recorded (`capture`)."""
         optimizer: Any = self.optimizers(use_pl_optimizer=False)
-        for number, window_BS1 in enumerate(windows, start=1):
+        for window_BS1 in windows:
             loss, router_loss = self.model.loss(window_BS1[:, :-1], window_BS1[:, 1:])
             self.manual_backward((loss + router_loss) / self.micro_batches)
-            if number % self.micro_batches == 0:
-                self._update(optimizer)
-                if number < len(windows) and self.interrupted is not None and self.interrupted():
-                    break
-
-    def _update(self, optimizer: torch.optim.Optimizer) -> None:
-        factor = self.hyper.schedule(self.step, self.recipe.schedule)
         for group in optimizer.param_groups:
-            group["lr"] = group["rate"] * factor
+            group["lr"] = group["rate"] * pace.rate
         optimizer.step()
-        optimizer.zero_grad()
-        torch.clear_autocast_cache()  # it holds the weights of before the step
-        self.step += 1
-        self._balance(self.recipe.bias_rate * factor)
+        self._forget()
+        self._balance(pace.bias)
         if self.recipe.average:
-            self._average()
+            self._average(pace.renewed)
 
-    def _balance(self, rate: float) -> None:
+    def _forget(self) -> None:
+        """What is of this step alone: gradients, and of autocast the weights of before it."""
+        optimizer: Any = self.optimizers(use_pl_optimizer=False)
+        optimizer.zero_grad()
+        torch.clear_autocast_cache()
+
+    def _balance(self, rate: float | Tensor) -> None:
         if not self._routers:
             return
         load_LE = take_loads(self._routers)
@@ -121,12 +153,12 @@ class LanguageModelling(pl.LightningModule):
         return cast(list[Tensor], optimizer.values)
 
     @torch.no_grad()
-    def _average(self) -> None:
+    def _average(self, renewed: float | Tensor) -> None:
         values = self._values()
         if not self.average:
             self.average = [value.clone() for value in values]
-        keep = 1 - 1 / max(1.0, self.recipe.average * self.step)
-        torch._foreach_lerp_(self.average, values, 1 - keep)
+        for average, value in zip(self.average, values, strict=True):
+            average.lerp_(value, renewed)
 
     @contextmanager
     def averaged(self) -> Iterator[None]:
@@ -155,12 +187,12 @@ class LanguageModelling(pl.LightningModule):
         self.model.eval()
         rank, world = self.trainer.global_rank, self.trainer.world_size
         total = torch.zeros(2, device=self.device, dtype=torch.float64)
-        with self.averaged(), self.trainer.precision_plugin.forward_context():
-            own = windows[rank::world]
+        with uncompiled(self.model), self.averaged(), self.trainer.precision_plugin.forward_context():
+            own = windows[rank::world].to(self.device)
             for first in range(0, len(windows[::world]), sequences):
                 batch = own[first : first + sequences]
                 # Where shards are gathered, every device makes as many forward passes as the others.
-                weight, batch = len(batch), (batch if len(batch) else windows[:1]).to(self.device)
+                weight, batch = len(batch), batch if len(batch) else windows[:1].to(self.device)
                 loss, _ = self.model.loss(batch[:, :-1], batch[:, 1:])
                 total[0] += loss * weight
                 total[1] += weight

@@ -18,6 +18,7 @@ _CHOICES = {
     "precision": ("auto", "float32", "bfloat16"),
     "token_dtype": ("uint16", "uint32"),
     "strategy": ("ddp", "fsdp"),
+    "compile": ("auto", "always", "never"),
 }
 _NUMBERS: dict[type, Any] = {int: Integral, float: Real}  # numpy's, too
 _FRACTIONS = ("held_out", "warmup", "decay", "average")
@@ -56,6 +57,9 @@ class Recipe:
         precision: ``auto`` is bfloat16 where a GPU trains and float32 on a CPU.
         strategy: Where a trial has several devices, ``ddp``: each has the whole model; or ``fsdp``: each keeps a part
             of parameters, gradients and moments, for models that one device cannot hold.
+        graph: Whether on a GPU a step is recorded once and replayed (a CUDA graph), where the trial has no other.
+        compile: Whether on a GPU `torch.compile` makes kernels for the layers, which takes a minute or so:
+            ``"always"``, ``"never"``, or where a training is long enough for that (``"auto"``: from 1e17 FLOPs on).
     """
 
     data: str = "docs"
@@ -81,6 +85,8 @@ class Recipe:
     data_seed: int | None = 0
     precision: str = "auto"
     strategy: str = "ddp"
+    graph: bool = True
+    compile: str = "auto"
 
     def __post_init__(self) -> None:
         for field in fields(self):

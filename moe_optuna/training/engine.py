@@ -10,7 +10,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from moe_optuna.training._data import TextData
 from moe_optuna.training._module import LanguageModelling
 from moe_optuna.training._recipe import Recipe
 from moe_optuna.training._result import Report, TrainingFailure, TrainingResult
+from moe_optuna.training.compiling import compiled, is_worth_it
 from moe_optuna.training.model import MoELanguageModel
 from moe_optuna.training.parameters import initialise
 from moe_optuna.training.rules import Hyperparameters, hyperparameters
@@ -186,7 +187,13 @@ def run(
             use_distributed_sampler=False,
         )
         if module.step < hyper.steps:
-            trainer.fit(module, datamodule=data)
+            with ExitStack() as stack:
+                if is_worth_it(recipe, architecture, hyper, accelerator):
+                    stack.enter_context(compiled(model, must=recipe.compile == "always"))
+                trainer.fit(module, datamodule=data)
+    if module.captured is not None and module.captured.failure:
+        reason = module.captured.failure
+        warnings.warn(f"no CUDA graph, so that steps are launched kernel by kernel: {reason}", stacklevel=2)
     return grid.result(module)
 
 
@@ -265,6 +272,7 @@ class _Grid(pl.Callback):
             "learning_rate": module.hyper.learning_rate,
             "sequences": module.hyper.sequences,
             "evaluation_seconds": self.evaluation_seconds,
+            **({} if module.captured is None else {"replayed_steps": module.captured.replayed}),
             **module.load_diagnostics(),
         }
 

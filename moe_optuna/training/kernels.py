@@ -2,7 +2,9 @@
 
 At the sizes of a search on CPUs a step is some hundred small operations, each bound by memory or by its own call.
 Writing the backward passes out halves their number; `moe_optuna.training.sublayers` chains the pairs, and the functions
-without an underscore wrap one pair each for autograd. All are right on any device and in float64 (gradcheck).
+without an underscore wrap one pair each for autograd. All are right on any device and in float64 (gradcheck). On a GPU,
+and where `torch.compile` reads them, norm, rotation and SwiGLU are torch's own operations: it has a kernel for each, or
+makes one.
 
 Shapes: T tokens, D features, H heads, C features of a head, S context, R rows (visits of a token to an expert,
 sorted by expert), K experts a token, F hidden features.
@@ -41,6 +43,11 @@ Saved = tuple[Tensor, ...]
 def apply(function: type[Function], *arguments: Any) -> Any:
     """``function.apply``, which torch does not type."""
     return function.apply(*arguments)  # type: ignore[no-untyped-call]
+
+
+def written_out(x: Tensor) -> bool:
+    """Whether the passes written out here run, rather than torch's own operations."""
+    return x.device.type == "cpu" and not torch.compiler.is_compiling()
 
 
 # ---------------------------------------------------------------------------------------------------- norm
@@ -84,8 +91,8 @@ class _RMSNorm(Function):
 
 
 def rms_norm(x_TD: Tensor, gain_D: Tensor) -> Tensor:
-    """`rms_norm_forward` for autograd; torch's own where that is one kernel."""
-    if x_TD.device.type != "cpu":
+    """`rms_norm_forward` for autograd."""
+    if not written_out(x_TD):
         return F.rms_norm(x_TD, gain_D.shape, gain_D.to(x_TD.dtype), 0.0)
     return cast(Tensor, apply(_RMSNorm, x_TD, gain_D))
 
@@ -100,8 +107,11 @@ def turn(x_THC: Tensor, table: Tensor) -> Tensor:
         x_THC: Queries or keys of whole sequences, contiguous.
         table: The factor of each position and pair, the same for each head: complex, (S, H C/2).
     """
-    turned = torch.view_as_complex(x_THC.view(-1, *table.shape, 2)) * table
-    return torch.view_as_real(turned).view(x_THC.shape)
+    pairs = x_THC.view(-1, *table.shape, 2)
+    if torch.compiler.is_compiling():  # which makes kernels of real numbers alone
+        (a, b), (cos, sin) = pairs.unbind(-1), torch.view_as_real(table).unbind(-1)
+        return torch.stack([a * cos - b * sin, a * sin + b * cos], -1).view(x_THC.shape)
+    return torch.view_as_real(torch.view_as_complex(pairs) * table).view(x_THC.shape)
 
 
 class _Rotate(Function):
@@ -118,7 +128,10 @@ class _Rotate(Function):
 
 def rotate(x_THC: Tensor, table: Tensor) -> Tensor:
     """`turn` for autograd: its backward turns back. In the table's precision, whatever that of x."""
-    return cast(Tensor, apply(_Rotate, x_THC.to(table.real.dtype), table)).to(x_THC.dtype)
+    precise = x_THC.to(torch.view_as_real(table).dtype)
+    if torch.compiler.is_compiling():
+        return turn(precise.contiguous(), table).to(x_THC.dtype)
+    return cast(Tensor, apply(_Rotate, precise, table)).to(x_THC.dtype)
 
 
 def norm_rotate_forward(x_THC: Tensor, gain_HC: Tensor, table: Tensor) -> tuple[Tensor, Saved]:
@@ -151,7 +164,10 @@ class _NormRotate(Function):
 
 def norm_rotate(x_THC: Tensor, gain_HC: Tensor, table: Tensor) -> Tensor:
     """`norm_rotate_forward` for autograd, in the table's precision."""
-    return cast(Tensor, apply(_NormRotate, x_THC.to(table.real.dtype), gain_HC, table)).to(x_THC.dtype)
+    precise = x_THC.to(torch.view_as_real(table).dtype)
+    if not written_out(x_THC):
+        return rotate(F.rms_norm(precise, x_THC.shape[-1:], None, 0.0) * gain_HC, table).to(x_THC.dtype)
+    return cast(Tensor, apply(_NormRotate, precise, gain_HC, table)).to(x_THC.dtype)
 
 
 # -------------------------------------------------------------------------------------------------- SwiGLU
@@ -190,6 +206,9 @@ class _SwiGLU(Function):
 
 def swiglu(gate_up: Tensor) -> Tensor:
     """`swiglu_forward` for autograd."""
+    if not written_out(gate_up):
+        gate, up = gate_up.chunk(2, dim=-1)
+        return F.silu(gate) * up
     return cast(Tensor, apply(_SwiGLU, gate_up))
 
 

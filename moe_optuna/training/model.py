@@ -25,7 +25,7 @@ from moe_optuna.parts import GatedFeedForward, GroupedQueryAttention, Norm, Rout
 from moe_optuna.training import native
 from moe_optuna.training._recipe import Recipe
 from moe_optuna.training.attention import Attention, rotary_table
-from moe_optuna.training.experts import Experts
+from moe_optuna.training.experts import Experts, product_path
 from moe_optuna.training.kernels import apply, rms_norm, swiglu
 from moe_optuna.training.router import RoutingRule, TopKRouter
 from moe_optuna.training.sublayers import AttentionSublayer, DenseSublayer, HeadLoss, MoESublayer
@@ -157,6 +157,7 @@ class MoELanguageModel(nn.Module):
     Attributes:
         flat: What an optimizer may put here: a leaf of autograd in whose memory all parameters lie, and which gets one
             gradient in place of theirs on the native path.
+        is_compiled: Whether `compiling` has had its layers compiled.
 
     Raises:
         InputError: Where the architecture has a part that is counted but not trained here.
@@ -169,6 +170,7 @@ class MoELanguageModel(nn.Module):
         self.rule = rule = RoutingRule(a.top_k, recipe.scores, recipe.balance_loss, recipe.z_loss)
         self.spare: list[Tensor] = []
         self.flat: Tensor | None = None
+        self.is_compiled = False
         self.embedding = nn.Embedding(a.vocab_size, a.d_model)
         self.layers = nn.ModuleList(
             Layer(a, kind, Dense(a.d_model, a.d_dense) if index < a.n_dense_layers else MoE(a, rule))
@@ -205,6 +207,14 @@ class MoELanguageModel(nn.Module):
         if self._native_weights() is not None:
             return "native"
         return "sublayers" if self._can_fuse() else "modules"
+
+    def is_grouped(self) -> bool:
+        """Whether the experts' products are single kernels under autocast to bfloat16, rather than one an expert."""
+        device, low = self.embedding.weight.device, torch.bfloat16
+        moe = [layer.block.experts for layer in self.layers if isinstance(layer.block, MoE)]
+        weights = [w.transpose(-2, -1) for experts in moe for w in (experts.gate_up_EGD, experts.down_EDF)]
+        rows = (torch.empty(0, w.shape[-2], dtype=low, device=device) for w in weights)
+        return all(product_path(row, w) != "loop" for row, w in zip(rows, weights, strict=True))
 
     def _can_fuse(self) -> bool:
         weight = self.embedding.weight

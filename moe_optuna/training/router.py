@@ -107,7 +107,7 @@ def route_backward(rule: RoutingRule, saved: Saved, grad_weight_TK: Tensor, grad
         grad_TE.addcmul_(score_TE, grad_TE.sum(-1, keepdim=True), value=-1)
     if rule.z_loss:
         softmax_TE = (logits_TE - lse_T.unsqueeze(-1)).exp_()
-        grad_TE.addcmul_(softmax_TE, (lse_T * (2 * rule.z_loss / T)).mul_(grad_loss).unsqueeze_(-1))
+        grad_TE.addcmul_(softmax_TE, (lse_T * (2 * rule.z_loss / T)).mul_(grad_loss).unsqueeze(-1))
     return grad_TE
 
 
@@ -168,14 +168,14 @@ def take_loads(routers: Sequence[TopKRouter]) -> Tensor:
 
 
 @torch.no_grad()
-def balance(routers: Sequence[TopKRouter], load_LE: Tensor, rate: float) -> None:
+def balance(routers: Sequence[TopKRouter], load_LE: Tensor, rate: float | Tensor) -> None:
     """Raise the bias of experts that were visited less than the mean, lower the others' (arXiv:2408.15664); once an
     optimizer step, on loads summed over everything that the step saw."""
     biases = [router.selection_bias for router in routers]
     fits = load_LE.is_contiguous() and all(bias.shape == load_LE.shape[1:] for bias in biases)
-    if fits and len(biases) == len(load_LE) and native.takes([load_LE, *biases]):
+    if isinstance(rate, float) and fits and len(biases) == len(load_LE) and native.takes([load_LE, *biases]):
         native.balance(load_LE, biases, rate)
         return
     delta_LE = torch.sign(load_LE.mean(1, keepdim=True) - load_LE)
     delta_LE -= delta_LE.mean(1, keepdim=True)
-    torch._foreach_add_(biases, list(delta_LE.unbind()), alpha=rate)
+    torch._foreach_add_(biases, list((delta_LE * rate).unbind()))

@@ -1,0 +1,123 @@
+"""What a GPU runs, on a CPU: torch's own operations in place of those written out here, and compiled layers."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from moe_optuna.architecture import MoEArchitecture
+from moe_optuna.training import Recipe, compiling, engine, kernels, train
+from moe_optuna.training.attention import rotary_table
+from moe_optuna.training.compiling import compiled, is_worth_it, uncompiled
+from moe_optuna.training.model import MoELanguageModel
+from moe_optuna.training.parameters import initialise
+from moe_optuna.training.rules import hyperparameters
+
+Build = Callable[..., MoEArchitecture]
+
+
+@pytest.mark.parametrize("name", ["rms_norm", "norm_rotate", "rotate", "swiglu"])
+def test_torchs_operations_are_those_written_out(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Values and gradients, in float64."""
+    torch.manual_seed(0)
+    x = torch.randn(8, 3, 4, dtype=torch.float64, requires_grad=True)
+    gain = torch.randn(3, 4, dtype=torch.float64, requires_grad=True)
+    table = rotary_table(4, 3, 4).to(torch.complex128)
+    calls: dict[str, Callable[[], Tensor]] = {
+        "rms_norm": lambda: kernels.rms_norm(x.view(24, 4), gain[0]),
+        "norm_rotate": lambda: kernels.norm_rotate(x, gain, table),
+        "rotate": lambda: kernels.rotate(x, table),
+        "swiglu": lambda: kernels.swiglu(x.view(8, 12)),
+    }
+    found = []
+    for is_written_out in (True, False):
+        monkeypatch.setattr(kernels, "written_out", lambda x, answer=is_written_out: answer)
+        monkeypatch.setattr(torch.compiler, "is_compiling", lambda answer=is_written_out: not answer)
+        value = calls[name]()
+        weight = torch.arange(value.numel(), dtype=torch.float64).view(value.shape)
+        found.append((value, *torch.autograd.grad((value * weight).sum(), (x, gain), allow_unused=True)))
+    torch.testing.assert_close(*found)
+
+
+def losses(a: MoEArchitecture, **compile: Any) -> list[Tensor]:
+    """Loss, routers' loss and gradients of one batch in bfloat16, whose layers are not what a CPU has compiled."""
+    model = MoELanguageModel(a)
+    initialise(model, 0)
+    token = torch.randint(0, a.vocab_size, (3, a.context_length + 1), generator=torch.Generator().manual_seed(1))
+    for layer in model.layers:
+        if compile:
+            layer.compile(dynamic=False, **compile)
+    with torch.autocast("cpu", torch.bfloat16):
+        both = model.loss(token[:, :-1], token[:, 1:])
+    sum(both).backward()
+    return [*both, torch.cat([p.grad.flatten() for p in model.parameters()])]  # type: ignore[union-attr]
+
+
+def test_a_compiled_layer_is_one_graph_and_the_same(architecture: Build) -> None:
+    """Dense and with experts: nothing in it stops the compiler. Rounding apart, in bfloat16 a part in 256."""
+    plain = losses(architecture())
+    whole = losses(architecture(), fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(plain[:2], whole[:2], rtol=1e-3, atol=1e-4)
+    assert (plain[2] - whole[2]).norm() < 2e-2 * plain[2].norm()
+
+
+class OutOfOrderError(RuntimeError):
+    pass
+
+
+def fails(graph: Any, inputs: Any) -> Any:
+    raise OutOfOrderError("no compiler here")
+
+
+def test_what_cannot_be_compiled_runs_as_it_is(architecture: Build) -> None:
+    model = MoELanguageModel(architecture())
+    initialise(model, 0)
+    x = torch.randn(16, 16, generator=torch.Generator().manual_seed(1))
+    expected, _ = model.layers[0](x, 1, model.rotary)
+    with compiled(model, must=False, backend=fails):
+        torch.testing.assert_close(model.layers[0](x, 1, model.rotary)[0], expected)
+    with compiled(model, must=True, backend=fails):
+        with pytest.raises(Exception, match="no compiler here"):
+            model.layers[0](x, 1, model.rotary)
+        with uncompiled(model):
+            torch.testing.assert_close(model.layers[0](x, 1, model.rotary)[0], expected)
+
+
+def test_a_training_is_compiled_where_it_is_long_on_a_gpu(architecture: Build) -> None:
+    a = architecture()
+    answers = {}
+    for choice in ("auto", "always", "never"):
+        for compute in (1e16, 1e18):
+            tokens = round(compute / a.non_embedding.flops_per_token)
+            recipe = Recipe(compile=choice)
+            hyper = hyperparameters(a, compute=compute, tokens=tokens, recipe=recipe)
+            answers[choice, compute] = is_worth_it(recipe, a, hyper, "cuda")
+            assert not is_worth_it(recipe, a, hyper, "cpu")
+    assert [key for key, answer in answers.items() if answer] == [("auto", 1e18), ("always", 1e16), ("always", 1e18)]
+
+
+def test_a_whole_training_with_compiled_layers(
+    architecture: Build, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A step's 64 tokens are what the layers are compiled for, not the 1024 of an evaluation's batch."""
+    seen: set[int] = set()
+
+    def backend(graph: torch.fx.GraphModule, inputs: list[Any]) -> Any:
+        rows = (len(given) for given in inputs if isinstance(given, Tensor) and given.shape[1:] == (16,))
+        seen.update(number for number in rows if number in (64, 1024))
+        return graph.forward
+
+    original = compiling.compiled
+    monkeypatch.setattr(engine, "compiled", lambda model, must: original(model, must=True, backend=backend))
+    recipe = Recipe(
+        data=str(folder), batch_tokens=64, reports=2, final_windows=64, precision="bfloat16", learning_rate=1e-3
+    )
+    known: dict[str, Any] = {"compute": 1e8, "tokens": 640, "recipe": recipe, "device": "cpu", "threads": 1}
+    plain = train(architecture(), **known)
+    monkeypatch.setattr(engine, "is_worth_it", lambda *arguments: True)
+    result = train(architecture(), **known)
+    assert seen == {64}
+    assert result.loss == pytest.approx(plain.loss, rel=2e-2)
