@@ -4,9 +4,13 @@
     python benchmarks/training_speed.py --memory         # peak memory, a process each
     python benchmarks/training_speed.py --trials         # Lightning's loop, evaluation and start of whole trials
     python benchmarks/training_speed.py --compile        # torch.compile and bfloat16, compiling included
+    python benchmarks/training_speed.py --packed 8 --sizes lab-1   # whole trials side by side, and one after another
+    python benchmarks/training_speed.py --device cuda    # and each of the above, on a GPU
 
 Variants
-    moe_optuna         this project's model and optimizer, its operations compiled (`native`)
+    moe_optuna         this project's model and optimizer, its operations compiled (`native`); on a GPU in bfloat16, a
+                       step recorded once and replayed (`moe_optuna.training.capture`)
+    eager, compiled    on a GPU the same launched operation by operation, and with layers by ``torch.compile``
     mkl, openblas      the same, its matrix products by one library or the other, whichever the machine's choice is
     plain              the same in torch's operations, one node a sublayer: what runs without a compiler
     modules            moe_optuna, the model operation by operation through autograd; its optimizer stays compiled
@@ -20,7 +24,8 @@ Variants
 Each variant takes turns with `moe_optuna`, some 30 ms of steps after one that does not count, so that a busy machine
 slows both alike; times are medians, `times` is the median over rounds of a variant's time over moe_optuna's,
 `times_a_flop` the same at as many non-embedding FLOPs a token (OLMoE's heads are smaller). `share` is these FLOPs
-over the rate of a matrix product of 512, measured in the same rounds. A variant that is more than thirty times slower
+over the rate of a matrix product of 512 (on a GPU 8192), measured in the same rounds, `mfu` on a GPU all FLOPs of the
+model, head and all, over what its maker says it can do. A variant that is more than thirty times slower
 in its first steps is measured in those alone. Results are kept row by row in ``results/training_speed.json``: a size
 that is run again replaces its rows, what is there already is left out with ``--resume``.
 """
@@ -47,8 +52,11 @@ from torch import Tensor
 
 import moe_optuna.training.experts as experts_module
 from moe_optuna.architecture import MoEArchitecture
+from moe_optuna.search._mps import side_by_side
+from moe_optuna.search._slots import local_slots
 from moe_optuna.training import MoELanguageModel, Recipe, native, train
 from moe_optuna.training._blas import sgemm
+from moe_optuna.training.capture import CapturedStep, CudaGraphs, Pace
 from moe_optuna.training.model import Layer
 from moe_optuna.training.optimizer import FlatAdamW
 from moe_optuna.training.parameters import initialise, parameter_groups
@@ -73,8 +81,8 @@ CPU = {
     "cpu-3": architecture(32, 1, 4, 2, 1, 16, 32, 16, 2, context=128),
 }
 # Name: architecture, sequences a step. Of the middle of a space's lattices: `cpu` at 2e10, 1e11 and 2.4e11 FLOPs, `lab`
-# at 1e13, 1e14 and 1e15, with at most 4096 tokens; `holistic` at 1e18, with a shorter context and a small vocabulary.
-# The rule of `moe_optuna.training.rules` asks for fewer sequences at the sizes of `cpu`, in "trial".
+# at 1e13, 1e14 and 1e15, with at most 4096 tokens; `holistic` at 1e18, with a shorter context and a small vocabulary,
+# and at 1e19 as it is. The rule of `moe_optuna.training.rules` asks for fewer sequences at `cpu`'s sizes, in "trial".
 SIZES: dict[str, tuple[MoEArchitecture, int]] = {
     **{name: (a, sequences) for (name, a), sequences in zip(CPU.items(), (4, 8, 11), strict=True)},
     **{f"{name} trial": (a, sequences) for (name, a), sequences in zip(CPU.items(), (2, 3, 4), strict=True)},
@@ -82,11 +90,21 @@ SIZES: dict[str, tuple[MoEArchitecture, int]] = {
     "lab-2": (architecture(144, 2, 5, 8, 4, 32, 48, 64, 4, context=512), 8),
     "lab-3": (architecture(208, 2, 9, 8, 4, 64, 48, 64, 4, context=512), 4),
     "holistic-1": (architecture(720, 3, 6, 4, 2, 64, 48, 288, 8, context=1024, vocab=8192), 1),
+    "holistic-2": (architecture(1704, 2, 7, 8, 4, 64, 120, 288, 8, context=8192, vocab=151936), 2),
 }
+ON_GPU_ALONE = ("holistic-2",)
+PEAK = {"H200": 989e12, "H100": 989e12, "B200": 2250e12, "A100": 312e12, "L40S": 362e12}
+"""FLOPs per second in bfloat16, dense, by their makers' data sheets (SXM where there are several)."""
 
 
 def trainable(
-    a: MoEArchitecture, tokens: Tensor, *, compute: float = 1e12, bfloat16: bool = False
+    a: MoEArchitecture,
+    tokens: Tensor,
+    *,
+    compute: float = 1e12,
+    bfloat16: bool = False,
+    captured: bool = False,
+    compiled: bool = False,
 ) -> tuple[Step, MoELanguageModel]:
     model = MoELanguageModel(a)
     initialise(model, 0)
@@ -96,16 +114,37 @@ def trainable(
     model.flat = optimizer.whole
     routers = [router for _, router in model.routers()]
     low = bfloat16 or tokens.device.type == "cuda"
+    if compiled:
+        for layer in model.layers:
+            layer.compile(dynamic=False)
+
+    def forget() -> None:
+        optimizer.zero_grad()
+        torch.clear_autocast_cache()
+
+    def work(windows: Any, pace: Pace) -> None:
+        with torch.autocast(tokens.device.type, torch.bfloat16, enabled=low):
+            loss, router_loss = model.loss(windows[0][:, :-1], windows[0][:, 1:])
+        (loss + router_loss).backward()
+        for group in optimizer.param_groups:
+            group["lr"] = group["rate"] * pace.rate
+        optimizer.step()
+        forget()
+        if routers:
+            balance(routers, take_loads(routers), pace.bias)
+
+    pace = Pace(1.0, 0.01, 0.0)
+    if not captured:
+        return lambda: work([tokens], pace), model
+    replayed = CapturedStep(work, [pace], tokens.device, CudaGraphs(), forget)
 
     def step() -> None:
-        with torch.autocast(tokens.device.type, torch.bfloat16, enabled=low):
-            loss, router_loss = model.loss(tokens[:, :-1], tokens[:, 1:])
-        (loss + router_loss).backward()
-        optimizer.step()
-        optimizer.zero_grad()
-        if routers:
-            balance(routers, take_loads(routers), 0.01)
+        replayed([tokens], 0)
+        if replayed.failure:
+            raise RuntimeError(replayed.failure)
 
+    for _ in range(5):
+        step()
     return step, model
 
 
@@ -203,6 +242,7 @@ FIELD = [
 ]
 PRODUCTS = {"mkl": "torch", "openblas": "openblas"}
 OURS = [*PRODUCTS, "plain", "modules", "loop", "capacity", "dense"]
+ON_GPU = ["eager", "compiled", "dense"]
 
 
 def by_products(step: Step, choice: str) -> Step:
@@ -231,10 +271,13 @@ def by_products(step: Step, choice: str) -> Step:
 def variant(name: str, a: MoEArchitecture, tokens: Tensor) -> Step:
     if "/" in name:
         return hugging_face(*name.split("/"), a, tokens)
+    on_gpu = tokens.device.type == "cuda"
     if name == "dense":
-        return trainable(dense_of(a), tokens)[0]
-    step = trainable(a, tokens)[0]
-    if name == "moe_optuna":
+        return trainable(dense_of(a), tokens, captured=on_gpu)[0]
+    if name == "compiled":
+        return trainable(a, tokens, captured=on_gpu, compiled=True)[0]
+    step = trainable(a, tokens, captured=on_gpu and name == "moe_optuna")[0]
+    if name in ("moe_optuna", "eager"):
         return step
     if name in PRODUCTS:
         return by_products(step, PRODUCTS[name])
@@ -262,21 +305,23 @@ def matrix_rate(device: torch.device) -> float:
     return max(2 * n**3 / timed(product, device) for product in products for _ in range(3))
 
 
-def timed(step: Step, device: torch.device) -> float:
+def timed(step: Step, device: torch.device, count: int = 1) -> float:
+    """Seconds of a step, the mean of `count` without a wait between."""
     if device.type == "cuda":
         torch.cuda.synchronize()
     begin = time.perf_counter()
-    step()
+    for _ in range(count):
+        step()
     if device.type == "cuda":
         torch.cuda.synchronize()
-    return time.perf_counter() - begin
+    return (time.perf_counter() - begin) / count
 
 
 def warm(step: Step, device: torch.device, count: int) -> float:
     """Mean seconds of `count` steps after one more, as in a training: what ran before leaves its own in the caches, by
     which a small step would take a fifth longer after a large product than after its like."""
     step()
-    return statistics.fmean(timed(step, device) for _ in range(count))
+    return timed(step, device, count)
 
 
 def measure(size: str, name: str, seconds: float, device: torch.device) -> dict[str, Any]:
@@ -315,7 +360,10 @@ def measure(size: str, name: str, seconds: float, device: torch.device) -> dict[
         "tokens_per_step": count,
     }  # fmt: skip
     if device.type == "cuda":
-        row["peak_mib"] = gpu_peak(theirs)
+        row |= {"peak_mib": gpu_peak(theirs), "gpu": torch.cuda.get_device_name()}
+        if peaks := [peak for card, peak in PEAK.items() if card in row["gpu"]]:
+            row["mfu"] = round(shapes_of(name, a).full.flops_per_token * count / time_of / peaks[0], 4)
+            row["moe_optuna_mfu"] = round(a.full.flops_per_token * count / own / peaks[0], 4)
     print(f"{size:11s} {name:22s} {count / time_of:9.0f} tok/s, moe_optuna {count / own:9.0f}, x{row['times']:<7.3f}"
           f" (a FLOP x{row['times_a_flop']:.3f})"
           f" share {row['share']:.3f} ({row['moe_optuna_share']:.3f}), {len(rounds)} rounds", flush=True)  # fmt: skip
@@ -355,13 +403,13 @@ def peak_memory(size: str, name: str) -> dict[str, Any]:
     return row
 
 
-def trial(size: str, seconds: float) -> dict[str, Any]:
+def trial(size: str, seconds: float, device: str) -> dict[str, Any]:
     """A whole trial of `moe_optuna.training.train`, a bare step of an identical model after each of its own: what
     Lightning's loop adds to a step; then another without those: what evaluation and reports take, and how long the
     first step waits."""
     a, sequences = SIZES[size]
-    tokens = torch.randint(0, a.vocab_size, (sequences, a.context_length + 1))
-    bare, _ = trainable(a, tokens)
+    tokens = torch.randint(0, a.vocab_size, (sequences, a.context_length + 1), device=device)
+    bare, _ = trainable(a, tokens, captured=device == "cuda")
     for _ in range(3):
         bare()
     step_seconds = min(timed(bare, tokens.device) for _ in range(5))
@@ -370,7 +418,7 @@ def trial(size: str, seconds: float) -> dict[str, Any]:
     recipe = Recipe(batch_tokens=per_step)
     budget = steps * per_step
     known = {"compute": a.non_embedding.flops_per_token * float(budget), "tokens": budget, "recipe": recipe,
-             "threads": torch.get_num_threads(), "device": "cpu"}  # fmt: skip
+             "threads": torch.get_num_threads(), "device": device}  # fmt: skip
     pairs: list[tuple[float, float]] = []
     last: list[float] = []
 
@@ -394,6 +442,48 @@ def trial(size: str, seconds: float) -> dict[str, Any]:
         "evaluation_seconds": round(result.diagnostics["evaluation_seconds"], 3), "seconds": round(result.seconds, 3),
         "start_seconds": round(arrivals[0] - begin - step_seconds, 4),
     }  # fmt: skip
+    print(row, flush=True)
+    return row
+
+
+def packed_worker(size: str, index: int, slots: Any, budget: int, repeats: int, device: str, barrier: Any) -> float:
+    """`repeats` trainings of `budget` tokens on a slot, after one that does not count: seconds of all."""
+    os.environ.update(slots[index].environment())
+    if slots[index].cores and hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, slots[index].cores)
+    a, sequences = SIZES[size]
+    per_step = sequences * a.context_length
+    compute = a.non_embedding.flops_per_token * float(budget)
+    recipe = Recipe(batch_tokens=per_step, vocabulary="bytes", reports=1)
+    known: dict[str, Any] = {"compute": compute, "recipe": recipe, "device": device, "threads": slots[index].threads}
+    train(a, tokens=10 * per_step, **known)
+    barrier.wait()
+    begin = time.perf_counter()
+    for _ in range(repeats):
+        train(a, tokens=budget, **known)
+    barrier.wait()
+    return time.perf_counter() - begin
+
+
+def packed(size: str, count: int, seconds: float, device: str) -> dict[str, Any]:
+    """`count` trials side by side, on one GPU or the cores, against one after the other in one of their slots."""
+    a, sequences = SIZES[size]
+    context = multiprocessing.get_context("spawn")
+    budget = 100 * sequences * a.context_length
+
+    def taken(workers: int, repeats: int) -> float:
+        with side_by_side(local_slots(count), print) as slots, context.Manager() as manager:
+            barrier = manager.Barrier(workers)
+            with context.Pool(workers) as pool:
+                each = [(size, index, slots, budget, repeats, device, barrier) for index in range(workers)]
+                return max(pool.starmap(packed_worker, each, chunksize=1))
+
+    budget = max(budget, round(budget * seconds / taken(1, 1)))
+    after, beside = taken(1, count), taken(count, 1)
+    row = {"size": size, "variant": f"{count} on {device}", "tokens": budget, "times": round(after / beside, 3),
+           "one_after_another_seconds": round(after, 2), "side_by_side_seconds": round(beside, 2)}  # fmt: skip
+    if device == "cuda":
+        row["gpu"] = torch.cuda.get_device_name()
     print(row, flush=True)
     return row
 
@@ -430,11 +520,12 @@ def compiled(size: str, seconds: float) -> list[dict[str, Any]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--sizes", nargs="+", choices=SIZES, default=list(SIZES))
-    parser.add_argument("--variants", nargs="+", choices=OURS + FIELD, default=OURS + FIELD)
+    parser.add_argument("--sizes", nargs="+", choices=SIZES)
+    parser.add_argument("--variants", nargs="+", choices=dict.fromkeys(OURS + ON_GPU + FIELD))
     parser.add_argument("--seconds", type=float, default=8.0)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--packed", type=int, metavar="N", help="trials side by side")
     parser.add_argument("--resume", action="store_true")
     for kind in ("memory", "trials", "compile"):
         parser.add_argument(f"--{kind}", action="store_true")
@@ -442,7 +533,11 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     gc.disable()  # for all variants alike
     device = torch.device(options.device)
-    file = RESULTS / "training_speed.json"
+    on_gpu = device.type == "cuda"
+    sizes = options.sizes or [size for size in SIZES if on_gpu or size not in ON_GPU_ALONE]
+    variants = options.variants or [*(ON_GPU if on_gpu else OURS), *FIELD]
+    out = "training_speed_cuda" if on_gpu else "training_speed"
+    file = RESULTS / f"{out}.json"
     kept: dict[str, list[dict[str, Any]]] = json.loads(file.read_text())["data"] if file.is_file() else {}
 
     def keep(table: str, rows: list[dict[str, Any]]) -> None:
@@ -450,25 +545,27 @@ def main() -> None:
         old = [row for row in kept.get(table, []) if (row["size"], row.get("variant")) not in new]
         order = list(SIZES)
         kept[table] = sorted([*old, *rows], key=lambda row: order.index(row["size"]))
-        record("training_speed", kept)
+        record(out, kept)
 
     def known(table: str, size: str, name: str | None) -> bool:
         found = any((row["size"], row.get("variant")) == (size, name) for row in kept.get(table, []))
         return options.resume and found
 
-    for size in options.sizes:
-        if options.trials:
+    for size in sizes:
+        if options.packed:
+            keep("packed", [packed(size, options.packed, options.seconds, options.device)])
+        elif options.trials:
             if not known("trials", size, None):
-                keep("trials", [trial(size, options.seconds)])
+                keep("trials", [trial(size, options.seconds, options.device)])
         elif options.compile:
             if not known("compile", size, "moe_optuna"):
                 keep("compile", compiled(size, options.seconds))
         elif options.memory:
-            for name in ("moe_optuna", *options.variants):
+            for name in ("moe_optuna", *variants):
                 if not known("memory", size, name):
                     keep("memory", [peak_memory(size, name)])
         else:
-            for name in options.variants:
+            for name in variants:
                 if known("speed", size, name):
                     continue
                 try:

@@ -101,13 +101,17 @@ class TextData(pl.LightningDataModule):
     def train_dataloader(self) -> DataLoader[list[Tensor]]:
         if self.trainer is not None:
             self.rank, self.world_size = self.trainer.global_rank, self.trainer.world_size
-        return DataLoader(_Batches(self), batch_size=None, num_workers=0)
+        # From pinned memory a batch is copied while the GPU still works on the one before.
+        return DataLoader(_Batches(self), batch_size=None, num_workers=0, pin_memory=not self._on_cpu)
+
+    @property
+    def _on_cpu(self) -> bool:
+        return self.trainer is None or self.trainer.strategy.root_device.type == "cpu"
 
     def evaluation_sequences(self, most_tokens: int | None) -> int:
         """Windows of a forward pass without gradients: as many as a training step's, at least what a GPU wants or a
         CPU cache holds, at most `most_tokens` where memory binds."""
-        on_cpu = self.trainer is None or self.trainer.strategy.root_device.type == "cpu"
-        least = 1024 if on_cpu else 4096
+        least = 1024 if self._on_cpu else 4096
         tokens = most_tokens or max(least, self.sequences // self.micro_batches * self.context_length)
         return max(1, tokens // self.context_length)
 
