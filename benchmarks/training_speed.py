@@ -5,7 +5,7 @@
     python benchmarks/training_speed.py --trials         # Lightning's loop, evaluation and start of whole trials
     python benchmarks/training_speed.py --compile        # torch.compile and bfloat16, compiling included
     python benchmarks/training_speed.py --packed 8 --sizes lab-1   # whole trials side by side, and one after another
-    python benchmarks/training_speed.py --device cuda    # and each of the above, on a GPU
+    python benchmarks/training_speed.py --device cuda    # and with --trials and --packed, on a GPU
 
 Variants
     moe_optuna         this project's model and optimizer, its operations compiled (`native`); on a GPU in bfloat16, a
@@ -19,7 +19,8 @@ Variants
     dense              this project's dense model of the same active FLOPs, with the same fast block
     mixtral, qwen3_moe, olmoe / eager, batched_mm, grouped_mm
                        Hugging Face transformers, each experts implementation that it offers on a CPU, with torch's
-                       fused AdamW and clipping
+                       fused AdamW and clipping; on a GPU under autocast to bfloat16, with grouped_mm all weights too:
+                       autocast does not reach it, and in float32 torch has no kernel for it
 
 Each variant takes turns with `moe_optuna`, some 30 ms of steps after one that does not count, so that a busy machine
 slows both alike; times are medians, `times` is the median over rounds of a variant's time over moe_optuna's,
@@ -90,7 +91,7 @@ SIZES: dict[str, tuple[MoEArchitecture, int]] = {
     "lab-2": (architecture(144, 2, 5, 8, 4, 32, 48, 64, 4, context=512), 8),
     "lab-3": (architecture(208, 2, 9, 8, 4, 64, 48, 64, 4, context=512), 4),
     "holistic-1": (architecture(720, 3, 6, 4, 2, 64, 48, 288, 8, context=1024, vocab=8192), 1),
-    "holistic-2": (architecture(1704, 2, 7, 8, 4, 64, 120, 288, 8, context=8192, vocab=151936), 2),
+    "holistic-2": (architecture(1704, 2, 7, 8, 4, 64, 120, 288, 8, context=8192, vocab=151936), 1),
 }
 ON_GPU_ALONE = ("holistic-2",)
 PEAK = {"H200": 989e12, "H100": 989e12, "B200": 2250e12, "A100": 312e12, "L40S": 362e12}
@@ -114,7 +115,9 @@ def trainable(
     model.flat = optimizer.whole
     routers = [router for _, router in model.routers()]
     low = bfloat16 or tokens.device.type == "cuda"
-    if compiled:
+    if compiled:  # as `moe_optuna.training.compiling`; another size would be one too many for a function at some time
+        torch._dynamo.reset()
+        torch._functorch.config.backward_pass_autocast = "off"
         for layer in model.layers:
             layer.compile(dynamic=False)
 
@@ -211,10 +214,11 @@ def hugging_face(family: str, implementation: str, a: MoEArchitecture, tokens: T
     config._experts_implementation = implementation
     config._attn_implementation = "sdpa"
     torch.manual_seed(0)
-    model = transformers.AutoModelForCausalLM.from_config(config).to(tokens.device)
+    on_gpu = tokens.device.type == "cuda"
+    dtype = torch.bfloat16 if on_gpu and implementation == "grouped_mm" else torch.float32
+    model = transformers.AutoModelForCausalLM.from_config(config).to(tokens.device, dtype)
     assert model.config._experts_implementation == implementation
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, betas=(0.9, 0.95), weight_decay=0.1, fused=True)
-    on_gpu = tokens.device.type == "cuda"
 
     def step() -> None:
         with torch.autocast(tokens.device.type, torch.bfloat16, enabled=on_gpu):
@@ -305,15 +309,19 @@ def matrix_rate(device: torch.device) -> float:
     return max(2 * n**3 / timed(product, device) for product in products for _ in range(3))
 
 
-def timed(step: Step, device: torch.device, count: int = 1) -> float:
-    """Seconds of a step, the mean of `count` without a wait between."""
+def wait(device: torch.device) -> None:
+    """Until all that was launched is done."""
     if device.type == "cuda":
         torch.cuda.synchronize()
+
+
+def timed(step: Step, device: torch.device, count: int = 1) -> float:
+    """Seconds of a step, the mean of `count` without a wait between."""
+    wait(device)
     begin = time.perf_counter()
     for _ in range(count):
         step()
-    if device.type == "cuda":
-        torch.cuda.synchronize()
+    wait(device)
     return (time.perf_counter() - begin) / count
 
 
@@ -332,7 +340,7 @@ def measure(size: str, name: str, seconds: float, device: torch.device) -> dict[
         return {"size": size, "variant": name, "left_out": f"gathers {gathered / 1e9:.1f} GB of weights a layer"}
     torch.manual_seed(0)
     tokens = torch.randint(0, a.vocab_size, (sequences, a.context_length + 1), device=device)
-    ours, theirs = variant("moe_optuna", a, tokens), variant(name, a, tokens)
+    (ours, our_peak), (theirs, peak) = with_peak("moe_optuna", a, tokens), with_peak(name, a, tokens)
     for _ in range(2):
         mine, other = timed(ours, device), timed(theirs, device)
     rounds = [(mine, other, matrix_rate(device))]
@@ -360,7 +368,7 @@ def measure(size: str, name: str, seconds: float, device: torch.device) -> dict[
         "tokens_per_step": count,
     }  # fmt: skip
     if device.type == "cuda":
-        row |= {"peak_mib": gpu_peak(theirs), "gpu": torch.cuda.get_device_name()}
+        row |= {"peak_mib": peak, "moe_optuna_peak_mib": our_peak, "gpu": torch.cuda.get_device_name()}
         if peaks := [peak for card, peak in PEAK.items() if card in row["gpu"]]:
             row["mfu"] = round(shapes_of(name, a).full.flops_per_token * count / time_of / peaks[0], 4)
             row["moe_optuna_mfu"] = round(a.full.flops_per_token * count / own / peaks[0], 4)
@@ -370,10 +378,16 @@ def measure(size: str, name: str, seconds: float, device: torch.device) -> dict[
     return row
 
 
-def gpu_peak(step: Step) -> int:
+def with_peak(name: str, a: MoEArchitecture, tokens: Tensor) -> tuple[Step, int]:
+    """A variant, and the MiB that it and its first two steps add at most to what a GPU holds: a replayed step asks for
+    none. 0 on a CPU."""
+    if tokens.device.type == "cpu":
+        return variant(name, a, tokens), 0
+    before = torch.cuda.memory_allocated()
     torch.cuda.reset_peak_memory_stats()
-    step()
-    return torch.cuda.max_memory_allocated() >> 20
+    step = variant(name, a, tokens)
+    step(), step()
+    return step, (torch.cuda.max_memory_allocated() - before) >> 20
 
 
 def peak_of(name: str, a: MoEArchitecture, sequences: int) -> float:
@@ -423,6 +437,7 @@ def trial(size: str, seconds: float, device: str) -> dict[str, Any]:
     last: list[float] = []
 
     def in_turn() -> bool:
+        wait(tokens.device)
         now = time.perf_counter()
         taken = timed(bare, tokens.device)
         if last:
@@ -432,8 +447,15 @@ def trial(size: str, seconds: float, device: str) -> dict[str, Any]:
 
     evaluation = train(a, **known, interrupted=in_turn).diagnostics["evaluation_seconds"]
     arrivals: list[float] = []
+
+    def arrive() -> bool:
+        if not arrivals:
+            wait(tokens.device)
+            arrivals.append(time.perf_counter())
+        return False
+
     begin = time.perf_counter()
-    result = train(a, **known, interrupted=lambda: bool(arrivals.append(time.perf_counter())))
+    result = train(a, **known, interrupted=arrive)
     row = {
         "size": size, "steps": steps, "step_milliseconds": round(1e3 * statistics.median(bare for _, bare in pairs), 3),
         # Of sums, since what the trainer does around a batch falls on one step of many; reports are counted below.
@@ -530,6 +552,8 @@ def main() -> None:
     for kind in ("memory", "trials", "compile"):
         parser.add_argument(f"--{kind}", action="store_true")
     options = parser.parse_args()
+    if options.device != "cpu" and (options.memory or options.compile):
+        parser.error("--memory and --compile measure on a CPU alone")
     torch.set_num_threads(options.threads)
     gc.disable()  # for all variants alike
     device = torch.device(options.device)

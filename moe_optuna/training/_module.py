@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any, cast
 
 import lightning.pytorch as pl
@@ -26,8 +26,9 @@ _KEEP = 0.98  # of the recent load, a step
 
 def recorder_for(module: LanguageModelling) -> Recorder | None:
     """What records the module's steps: on one GPU, in bfloat16, in which its experts' products do not ask for a number
-    of rows; elsewhere nothing does."""
-    fits = module.device.type == "cuda" and module.trainer.world_size == 1 and module.trainer.precision == "bf16-mixed"
+    of rows; elsewhere nothing does, nor before torch 2.13, where a recording that fails leaves the allocator broken."""
+    on_one_gpu = module.device.type == "cuda" and module.trainer.world_size == 1
+    fits = on_one_gpu and module.trainer.precision == "bf16-mixed" and torch.__version__ >= "2.13"
     return CudaGraphs() if fits and module.recipe.graph and module.model.is_grouped() else None
 
 
@@ -122,7 +123,7 @@ class LanguageModelling(pl.LightningModule):
         optimizer: Any = self.optimizers(use_pl_optimizer=False)
         for window_BS1 in windows:
             loss, router_loss = self.model.loss(window_BS1[:, :-1], window_BS1[:, 1:])
-            self.manual_backward((loss + router_loss) / self.micro_batches)
+            self._backward((loss + router_loss) / self.micro_batches)
         for group in optimizer.param_groups:
             group["lr"] = group["rate"] * pace.rate
         optimizer.step()
@@ -130,6 +131,12 @@ class LanguageModelling(pl.LightningModule):
         self._balance(pace.bias)
         if self.recipe.average:
             self._average(pace.renewed)
+
+    def _backward(self, loss: Tensor) -> None:
+        """Outside the trainer's autocast, in which the router's products would go back in bfloat16."""
+        device = self.device.type
+        with torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext():
+            self.manual_backward(loss)
 
     def _forget(self) -> None:
         """What is of this step alone: gradients, and of autocast the weights of before it."""
@@ -180,10 +187,20 @@ class LanguageModelling(pl.LightningModule):
         for value, other in zip(values, others, strict=True):
             value.copy_(other)
 
-    @torch.no_grad()
     def held_out_loss(self, windows: Tensor, sequences: int) -> float:
         """Mean loss [nats per token] on held-out windows (n, context_length + 1), `sequences` at a time, shared among
         the devices of the trial."""
+        try:
+            return self._held_out_loss(windows, sequences)
+        except torch.OutOfMemoryError as error:  # a recorded step keeps its memory for itself
+            reason, *_ = str(error).splitlines()
+            if self.captured is None or not self.captured.give_up(reason):
+                raise
+        torch.cuda.empty_cache()
+        return self._held_out_loss(windows, sequences)
+
+    @torch.no_grad()
+    def _held_out_loss(self, windows: Tensor, sequences: int) -> float:
         self.model.eval()
         rank, world = self.trainer.global_rank, self.trainer.world_size
         total = torch.zeros(2, device=self.device, dtype=torch.float64)

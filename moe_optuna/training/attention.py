@@ -69,7 +69,9 @@ class Attention(nn.Module):
         if self.window is not None or seen is not None:
             mask = _window_mask(S, self.window or S, x_TD.device)
             mask = mask if seen is None else mask & seen
-        y_BHSC = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None, enable_gqa=H != G)
+            k, v = (part.repeat_interleave(H // G, 1) for part in (k, v))  # no kernel with a mask knows groups
+        grouped = q.shape[1] != k.shape[1]
+        y_BHSC = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None, enable_gqa=grouped)
         return cast(Tensor, self.output(y_BHSC.transpose(1, 2).reshape(-1, H * C)))
 
     def _normed_and_rotated(self, qk: Tensor, table: Tensor) -> Tensor:

@@ -72,7 +72,12 @@ class CudaGraphs:
     def record(self, work: Work) -> Work:
         """Record it without doing it, and return what does it."""
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, stream=self._aside):
+        # cuBLAS' workspaces, which torch keeps by stream, are to be the graph's own: whoever clears them, as Lightning
+        # does before and after a training, would free those of the warm steps, and replays would still write there.
+        if hasattr(torch._C, "_cuda_clearCublasWorkspaces"):
+            torch._C._cuda_clearCublasWorkspaces()
+        # The outer stream, since `torch.cuda.graph` stays on its own where a recording ends badly.
+        with torch.cuda.stream(torch.cuda.current_stream()), torch.cuda.graph(graph, stream=self._aside):
             work()
         return graph.replay
 
@@ -114,14 +119,24 @@ class CapturedStep:
             try:
                 self._replay = self._recorder.record(self._work)
             except RuntimeError as error:
-                self.failure, *_ = str(error).splitlines() or [type(error).__name__]
-                self._forget()
+                # After what went wrong the end of the recording may fail for it, and says less.
+                first = error.__context__ if isinstance(error.__context__, RuntimeError) else error
+                reason, *_ = str(first).splitlines() or [type(first).__name__]
+                self.give_up(reason)
         if self._replay is None:
             self._warm_steps += 1
             self._recorder.warm(self._work)
         else:
             self.replayed += 1
             self._replay()
+
+    def give_up(self, reason: str) -> bool:
+        """Do the steps to come one operation at a time, and give back the memory of the recorded one; whether there was
+        one."""
+        was_recorded, self._replay = self._replay is not None, None
+        self.failure = self.failure or reason
+        self._forget()
+        return was_recorded
 
     def _work(self) -> None:
         self._step(self._windows, Pace(*self._pace.unbind()))

@@ -33,7 +33,12 @@ def is_worth_it(recipe: Recipe, architecture: MoEArchitecture, hyper: Hyperparam
 def compiled(model: MoELanguageModel, *, must: bool, backend: str | Callable[..., Any] = "inductor") -> Iterator[None]:
     """Within it the layers are compiled when they are first called, those of one kind once; where the compiler fails
     they run as they are, unless they `must` be compiled."""
-    with torch._dynamo.config.patch(suppress_errors=not must):
+    from torch._functorch import config as functorch
+
+    # Devices exchange gradients from layer to layer, for which none needs to be cut. Backward runs outside autocast, as
+    # it does where nothing is compiled.
+    dynamo = torch._dynamo.config.patch(suppress_errors=not must, optimize_ddp=False)
+    with dynamo, functorch.patch(backward_pass_autocast="off"):
         for layer in model.layers:
             layer.compile(dynamic=False, backend=backend)
         model.is_compiled = True

@@ -33,16 +33,23 @@ from moe_optuna.training.rules import Hyperparameters, hyperparameters
 __all__ = ["train"]
 
 _FILE = "training.pt"
+_left_over = False  # whether the last training failed
 
 
 @contextmanager
 def _own_objects_alone() -> Iterator[None]:
     """The garbage collector looks at what comes to be within, and no further: to look through a process' modules again
     and again costs some percent of a small step. At the end it looks once: trainer and model refer to each other, and a
-    process that trains one model after the other would keep all their memory until it looked everywhere."""
+    process that trains one model after the other would keep all their memory until it looked everywhere. What a failed
+    training leaves is its error's until that is gone, and is looked for when the next one begins."""
+    global _left_over
+    if _left_over:
+        gc.collect()
+    _left_over = True
     gc.freeze()
     try:
         yield
+        _left_over = False
     finally:
         gc.collect()
         gc.unfreeze()
@@ -233,6 +240,8 @@ class _Grid(pl.Callback):
             return
         index = self.data.report_steps.index(module.step) + 1
         final = index == reports
+        if module.device.type == "cuda":
+            torch.cuda.synchronize()  # steps that still run are not the evaluation's time
         begin = time.perf_counter()
         windows = self.data.held_out if final else self.data.report_windows(module.recipe.report_windows)
         loss = module.held_out_loss(windows, self.data.evaluation_sequences(module.recipe.micro_batch_tokens))

@@ -40,7 +40,7 @@ class Places:
 def sort_by_expert(expert_TK: Tensor, count_E: Tensor) -> Places:
     """One stable sort gives the rows; its inverse gives the way back."""
     T, K = expert_TK.shape
-    visit_R = expert_TK.flatten().argsort(stable=True)
+    visit_R = expert_TK.flatten().to(torch.int16).argsort(stable=True)  # a radix sort takes a pass for each byte
     place_R = torch.empty_like(visit_R).scatter_(0, visit_R, torch.arange(T * K, device=visit_R.device))
     return Places(visit_R, visit_R // K, place_R.view(T, K), count_E.cumsum(0, dtype=torch.int32))
 
@@ -48,12 +48,17 @@ def sort_by_expert(expert_TK: Tensor, count_E: Tensor) -> Places:
 def product_path(x: Tensor, weight: Tensor) -> str:
     """Which path the grouped products take: ``"grouped_mm"`` (one kernel) or ``"loop"`` (a product an expert).
 
-    The kernel wants float32, bfloat16 or float16, strides that are multiples of 16 bytes, and on CUDA bfloat16.
+    The kernel wants float32, bfloat16 or float16, and strides that are multiples of 16 bytes; on CUDA bfloat16, fewer
+    than 1024 experts and a Hopper. On older GPUs torch has none (pytorch #169970), and on Blackwell's experts without
+    tokens are reported to get garbage for gradients (pytorch #172439).
     """
     step = 16 // x.element_size()
     aligned = weight.shape[-1] % step == 0 and weight.shape[-2] % step == 0
     dtypes = (torch.bfloat16,) if x.is_cuda else (torch.float32, torch.bfloat16, torch.float16)
-    return "grouped_mm" if aligned and x.dtype in dtypes and not x.is_meta else "loop"
+    fits = aligned and x.dtype in dtypes and not x.is_meta
+    if x.is_cuda:
+        fits = fits and len(weight) < 1024 and torch.cuda.get_device_capability(x.device)[0] == 9
+    return "grouped_mm" if fits else "loop"
 
 
 def grouped_linear(x_RI: Tensor, weight_EIO: Tensor, end_E: Tensor) -> Tensor:

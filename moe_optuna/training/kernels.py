@@ -238,12 +238,13 @@ class _Collect(Function):
     @staticmethod
     def forward(ctx: Any, y_RD: Tensor, token_R: Tensor, place_TK: Tensor) -> Tensor:
         ctx.save_for_backward(token_R)
+        ctx.dtype = y_RD.dtype  # on a GPU autocast makes sums float32
         return sum_rows(y_RD, place_TK)
 
     @staticmethod
     def backward(ctx: Any, grad_TD: Tensor) -> tuple[Tensor, None, None]:
         (token_R,) = ctx.saved_tensors
-        return grad_TD.index_select(0, token_R), None, None
+        return grad_TD.to(ctx.dtype).index_select(0, token_R), None, None
 
 
 def dispatch(x_TD: Tensor, token_R: Tensor, place_TK: Tensor) -> Tensor:

@@ -1,16 +1,18 @@
 """Steps that are recorded and replayed, as on a GPU, on a stand-in for its graphs (`tape`)."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from tape import Tape
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from moe_optuna.architecture import MoEArchitecture
-from moe_optuna.training import Recipe, TrainingResult, _module, capture, kernels, train
-from moe_optuna.training.capture import CapturedStep, Pace
+from moe_optuna.training import Recipe, TrainingFailure, TrainingResult, _module, capture, kernels, train
+from moe_optuna.training.capture import CapturedStep, CudaGraphs, Pace
 from moe_optuna.training.model import MoELanguageModel
 
 Build = Callable[..., MoEArchitecture]
@@ -82,13 +84,45 @@ def test_a_replayed_training_resumes(
     assert (rest.curve, rest.loss) == (whole.curve, whole.loss)
 
 
+class Products(TorchDispatchMode):
+    def __init__(self) -> None:
+        super().__init__()
+        self.kinds: list[torch.dtype] = []
+
+    def __torch_dispatch__(self, function: Any, types: Any, arguments: Any = (), named: Any = None) -> Any:
+        result = function(*arguments, **(named or {}))
+        if function is torch.ops.aten.mm.default:
+            self.kinds.append(result.dtype)
+        return result
+
+
+def test_the_router_goes_back_in_float32(
+    architecture: Build, folder: Path, as_on_a_gpu: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two products of each router, in a training that is in bfloat16 else."""
+    original, heard = _module.LanguageModelling.backward, Products()
+
+    def backward(module: Any, loss: torch.Tensor) -> None:
+        with heard:
+            original(module, loss)
+
+    monkeypatch.setattr(_module.LanguageModelling, "backward", backward)
+    trained(architecture(n_moe_layers=2), folder)
+    assert heard.kinds.count(torch.float32) == 20 * 2 * 2
+    assert heard.kinds.count(torch.bfloat16) > 20 * 2 * 2
+
+
 class Broken(Tape):
-    """Fails half way, as a graph does at an operation that cannot be in one: nothing has been done on the device."""
+    """Fails half way, as a graph does at an operation that cannot be in one, and then at the end: nothing has been done
+    on the device."""
 
     def record(self, work: Callable[[], None]) -> Callable[[], None]:
-        with torch.device("meta"), pytest.raises(RuntimeError):
-            torch.ones(1).item()
-        raise RuntimeError("operation not permitted when stream is capturing\nand more")
+        def end() -> None:
+            raise RuntimeError("operation failed due to a previous error during capture")
+
+        with ExitStack() as stack:
+            stack.callback(end)
+            raise RuntimeError("operation not permitted when stream is capturing\nand more")
 
 
 def test_what_cannot_be_recorded_is_done_as_it_is(
@@ -101,6 +135,31 @@ def test_what_cannot_be_recorded_is_done_as_it_is(
         got = trained(architecture(), folder)
     assert got.diagnostics["replayed_steps"] == 0
     assert got.curve == expected.curve
+
+
+def test_evaluation_that_finds_no_memory_takes_that_of_the_recorded_step(
+    architecture: Build, folder: Path, as_on_a_gpu: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And the steps after it are done as they are; where nothing was recorded memory is short."""
+    use(monkeypatch, Tape(), warm=10**9)
+    expected = trained(architecture(), folder)
+    original, calls = _module.LanguageModelling._held_out_loss, iter(range(100))
+
+    def short(module: Any, *arguments: Any) -> float:
+        if next(calls) == 1:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return original(module, *arguments)
+
+    monkeypatch.setattr(_module.LanguageModelling, "_held_out_loss", short)
+    use(monkeypatch, Tape())
+    with pytest.warns(UserWarning, match=r"no CUDA graph.*CUDA out of memory"):
+        got = trained(architecture(), folder)
+    assert got.curve == expected.curve
+    assert got.diagnostics["replayed_steps"] == 7
+    calls = iter([1])
+    use(monkeypatch, Tape(), warm=10**9)
+    with pytest.raises(TrainingFailure, match="CUDA out of memory"):
+        trained(architecture(), folder)
 
 
 def test_a_recording_that_failed_leaves_no_gradient(as_on_a_gpu: None) -> None:
@@ -126,6 +185,32 @@ def test_a_recording_that_failed_leaves_no_gradient(as_on_a_gpu: None) -> None:
         captured([torch.full((2,), float(number))], number)
     assert captured.failure == "half way"
     assert [gradient.tolist() for gradient in sums] == [[float(n)] * 2 for n in range(6)]
+
+
+def test_a_recording_that_failed_leaves_its_stream(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of `torch.cuda` what the recorder uses, which stays on the recording's stream where that cannot be ended."""
+    now = ["outer"]
+
+    @contextmanager
+    def stream(name: str) -> Iterator[None]:
+        before, now[0] = now[0], name
+        try:
+            yield
+        finally:
+            now[0] = before
+
+    @contextmanager
+    def graph(graph: Any, stream: str) -> Iterator[None]:
+        now[0] = stream
+        yield
+        raise RuntimeError("operation failed due to a previous error during capture")
+
+    known = {"Stream": lambda: "aside", "CUDAGraph": object, "current_stream": lambda: now[0]}
+    for name, value in {**known, "stream": stream, "graph": graph}.items():
+        monkeypatch.setattr(torch.cuda, name, value)
+    with pytest.raises(RuntimeError, match="previous error"):
+        CudaGraphs().record(lambda: None)
+    assert now == ["outer"]
 
 
 @pytest.mark.parametrize(("d_expert", "grouped"), [(8, True), (12, False)])

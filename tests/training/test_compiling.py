@@ -2,11 +2,15 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from functorch.compile import make_boxed_func
 from torch import Tensor
+from torch._dynamo.backends.common import aot_autograd
+from torch.nn.parallel import DistributedDataParallel
 
 from moe_optuna.architecture import MoEArchitecture
 from moe_optuna.training import Recipe, compiling, engine, kernels, train
@@ -62,6 +66,42 @@ def test_a_compiled_layer_is_one_graph_and_the_same(architecture: Build) -> None
     whole = losses(architecture(), fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(plain[:2], whole[:2], rtol=1e-3, atol=1e-4)
     assert (plain[2] - whole[2]).norm() < 2e-2 * plain[2].norm()
+
+
+def test_a_compiled_router_goes_back_in_float32(architecture: Build) -> None:
+    seen: list[list[torch.dtype]] = []
+
+    def backward(graph: torch.fx.GraphModule, inputs: list[Any]) -> Any:
+        products = [node for node in graph.graph.nodes if node.target is torch.ops.aten.mm.default]
+        seen.append([node.meta["val"].dtype for node in products])
+        return make_boxed_func(graph.forward)
+
+    backend = aot_autograd(fw_compiler=lambda graph, inputs: make_boxed_func(graph.forward), bw_compiler=backward)
+    model = MoELanguageModel(architecture())
+    initialise(model, 0)
+    token = torch.randint(0, 256, (3, 17), generator=torch.Generator().manual_seed(1))
+    with compiled(model, must=True, backend=backend):
+        with torch.autocast("cpu", torch.bfloat16):
+            loss, router_loss = model.loss(token[:, :-1], token[:, 1:])
+        (loss + router_loss).backward()
+    assert sorted(kinds.count(torch.float32) for kinds in seen) == [0, 2]
+
+
+def test_what_devices_exchange_cuts_no_layer(architecture: Build, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither where that is a byte at a time."""
+    graphs: list[Any] = []
+    monkeypatch.setattr(torch.distributed, "_DEFAULT_FIRST_BUCKET_BYTES", 1)
+    devices = SimpleNamespace(bucket_bytes_cap=1)
+    monkeypatch.setattr(DistributedDataParallel, "_get_active_ddp_module", classmethod(lambda cls: devices))
+
+    def backend(graph: torch.fx.GraphModule, inputs: list[Any]) -> Any:
+        graphs.append(graph)
+        return graph.forward
+
+    model = MoELanguageModel(architecture())
+    with compiled(model, must=True, backend=backend), torch.autocast("cpu", torch.bfloat16):
+        model.loss(*torch.zeros(2, 1, 16, dtype=torch.int64))
+    assert len(graphs) == 2
 
 
 class OutOfOrderError(RuntimeError):

@@ -4,9 +4,16 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd import gradcheck
 
-from moe_optuna.training.experts import Experts, grouped_linear, grouped_outer, product_path, sort_by_expert
+from moe_optuna.training.experts import (
+    Experts,
+    grouped_linear,
+    grouped_outer,
+    product_path,
+    sort_by_expert,
+)
 from moe_optuna.training.router import Routing
 
 
@@ -108,3 +115,15 @@ def test_sort_is_a_permutation_grouped_by_expert() -> None:
     assert torch.equal(flat[places.visit_R], flat.sort().values)
     assert torch.equal(places.visit_R[places.place_TK.flatten()], torch.arange(150))
     assert torch.equal(places.end_E, count.cumsum(0).to(torch.int32))
+
+
+def test_what_a_gpu_has_a_kernel_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fewer than 1024 experts in bfloat16, on a Hopper."""
+    with FakeTensorMode():
+        x = torch.empty(8, 16, dtype=torch.bfloat16, device="cuda")
+        weights = {n: torch.empty(n, 16, 8, dtype=torch.bfloat16, device="cuda") for n in (1023, 1024)}
+        for major in (8, 9, 10, 12):
+            monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device, found=(major, 0): found)
+            kernel = "grouped_mm" if major == 9 else "loop"
+            assert [product_path(x, w) for w in weights.values()] == [kernel, "loop"]
+            assert product_path(torch.empty(8, 16, device="cuda"), weights[1023]) == "loop"

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
+from weakref import WeakSet
 
 import numpy as np
 import pytest
@@ -56,6 +57,26 @@ def test_a_resumed_training_is_an_uninterrupted_one(
     assert resumed.curve == result.curve
     assert asked == whole[:3]
     assert {**resumed.diagnostics, "evaluation_seconds": 0} == {**result.diagnostics, "evaluation_seconds": 0}
+
+
+def test_a_failed_training_leaves_its_memory_to_the_next(
+    architecture: Build, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that was short of memory above all: the next one in its process needs it."""
+    original, alive, seen = MoELanguageModel.__init__, WeakSet[MoELanguageModel](), []
+
+    def counted(model: MoELanguageModel, *arguments: Any) -> None:
+        original(model, *arguments)
+        alive.add(model)
+
+    def fails(report: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(MoELanguageModel, "__init__", counted)
+    with pytest.raises(TrainingFailure, match="memory is short"):
+        trained(architecture(), folder, report=fails)
+    trained(architecture(), folder, report=lambda report: seen.append(len(alive)))
+    assert seen == [1] * 4
 
 
 def test_a_report_stops_a_training_by_false_alone(architecture: Build, folder: Path) -> None:
