@@ -40,7 +40,7 @@ class Places:
 def sort_by_expert(expert_TK: Tensor, count_E: Tensor) -> Places:
     """One stable sort gives the rows; its inverse gives the way back."""
     T, K = expert_TK.shape
-    visit_R = expert_TK.flatten().to(torch.int16).argsort(stable=True)  # a radix sort takes a pass for each byte
+    visit_R = expert_TK.flatten().int().argsort(stable=True)  # a radix sort takes a pass for each byte
     place_R = torch.empty_like(visit_R).scatter_(0, visit_R, torch.arange(T * K, device=visit_R.device))
     return Places(visit_R, visit_R // K, place_R.view(T, K), count_E.cumsum(0, dtype=torch.int32))
 
