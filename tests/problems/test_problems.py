@@ -86,7 +86,7 @@ def test_noise_goes_with_the_sum_of_the_terms(family: str, name: str, variant: i
 
 
 def test_noise_is_three_times_as_much_at_most() -> None:
-    problem = problems.make("holistic", "lab")
+    problem = problems.make("basins", "holistic")
     phase = problem.space.phase_one(problem.space.budgets[0])
     worst = int(np.argmax(losses := problem.true_losses(phase)))
     assert losses[worst] > math.exp(0.2) * problem.scale * phase.compute**-problem.slope
