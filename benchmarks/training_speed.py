@@ -82,8 +82,9 @@ CPU = {
     "cpu-3": architecture(32, 1, 4, 2, 1, 16, 32, 16, 2, context=128),
 }
 # Name: architecture, sequences a step. Of the middle of a space's lattices: `cpu` at 2e10, 1e11 and 2.4e11 FLOPs, `lab`
-# at 1e13, 1e14 and 1e15, with at most 4096 tokens; `holistic` at 1e18, with a shorter context and a small vocabulary,
-# and at 1e19 as it is. The rule of `moe_optuna.training.rules` asks for fewer sequences at `cpu`'s sizes, in "trial".
+# at 1e13, 1e14 and 1e15 when its models were twice as large, with at most 4096 tokens; `holistic` at 1e18, with a
+# shorter context and a small vocabulary, and at 1e19 as it is. The rule of `moe_optuna.training.rules` asks for fewer sequences
+# at the sizes of `cpu`, in "trial".
 SIZES: dict[str, tuple[MoEArchitecture, int]] = {
     **{name: (a, sequences) for (name, a), sequences in zip(CPU.items(), (4, 8, 11), strict=True)},
     **{f"{name} trial": (a, sequences) for (name, a), sequences in zip(CPU.items(), (2, 3, 4), strict=True)},
@@ -137,7 +138,7 @@ def trainable(
             balance(routers, take_loads(routers), pace.bias)
 
     pace = Pace(1.0, 0.01, 0.0)
-    if not captured:
+    if not captured or not model.is_grouped():  # as in a training
         return lambda: work([tokens], pace), model
     replayed = CapturedStep(work, [pace], tokens.device, CudaGraphs(), forget)
 

@@ -120,7 +120,7 @@ class LanguageModelling(pl.LightningModule):
     def _one_step(self, windows: Sequence[Tensor], pace: Pace) -> None:
         """An optimizer step and all that goes with it; nothing in it may depend on a number that the device computes,
         nor on one of Python's that is another in the next step, so that it can be recorded (`capture`)."""
-        optimizer: Any = self.optimizers(use_pl_optimizer=False)
+        optimizer = self._optimizer
         for window_BS1 in windows:
             loss, router_loss = self.model.loss(window_BS1[:, :-1], window_BS1[:, 1:])
             self._backward((loss + router_loss) / self.micro_batches)
@@ -140,8 +140,7 @@ class LanguageModelling(pl.LightningModule):
 
     def _forget(self) -> None:
         """What is of this step alone: gradients, and of autocast the weights of before it."""
-        optimizer: Any = self.optimizers(use_pl_optimizer=False)
-        optimizer.zero_grad()
+        self._optimizer.zero_grad()
         torch.clear_autocast_cache()
 
     def _balance(self, rate: float | Tensor) -> None:
@@ -154,18 +153,24 @@ class LanguageModelling(pl.LightningModule):
         self.load_recent.mul_(_KEEP).add_(load_LE)
         balance(self._routers, load_LE, rate)
 
+    @property
+    def _optimizer(self) -> Any:
+        """As it is, without what Lightning puts around a step."""
+        return self.trainer.optimizers[0]
+
     def _values(self) -> list[Tensor]:
         """What the optimizer changes."""
-        optimizer: Any = self.trainer.optimizers[0]
-        return cast(list[Tensor], optimizer.values)
+        return cast(list[Tensor], self._optimizer.values)
 
     @torch.no_grad()
     def _average(self, renewed: float | Tensor) -> None:
         values = self._values()
         if not self.average:
             self.average = [value.clone() for value in values]
-        for average, value in zip(self.average, values, strict=True):
-            average.lerp_(value, renewed)
+        if isinstance(renewed, Tensor):  # of a recorded step, whose values lie side by side in one tensor
+            self.average[0].lerp_(values[0], renewed)
+        else:
+            torch._foreach_lerp_(self.average, values, renewed)
 
     @contextmanager
     def averaged(self) -> Iterator[None]:
@@ -254,7 +259,7 @@ class LanguageModelling(pl.LightningModule):
             "average": average,
             "load_total": self.load_total,
             "load_recent": self.load_recent,
-            "optimizer": self.trainer.optimizers[0].state_dict(),
+            "optimizer": self._optimizer.state_dict(),
         }
 
     def load_state(self, state: dict[str, Any]) -> None:
