@@ -83,8 +83,8 @@ CPU = {
 }
 # Name: architecture, sequences a step. Of the middle of a space's lattices: `cpu` at 2e10, 1e11 and 2.4e11 FLOPs, `lab`
 # at 1e13, 1e14 and 1e15 when its models were twice as large, with at most 4096 tokens; `holistic` at 1e18, with a
-# shorter context and a small vocabulary, and at 1e19 as it is. The rule of `moe_optuna.training.rules` asks for fewer sequences
-# at the sizes of `cpu`, in "trial".
+# shorter context and a small vocabulary, and at 1e19 as it is. The rule of `moe_optuna.training.rules` asks for fewer
+# sequences at the sizes of `cpu`, in "trial".
 SIZES: dict[str, tuple[MoEArchitecture, int]] = {
     **{name: (a, sequences) for (name, a), sequences in zip(CPU.items(), (4, 8, 11), strict=True)},
     **{f"{name} trial": (a, sequences) for (name, a), sequences in zip(CPU.items(), (2, 3, 4), strict=True)},
