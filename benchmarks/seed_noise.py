@@ -62,7 +62,7 @@ PLAIN = Level(
     no_induction=True,
     random_matrices=True,
     all_turn=True,
-    recipe={"average": 0.0, "data": "python", "vocabulary": "bytes"},
+    recipe={"average": 0.0, "data": "python", "vocabulary": "bytes", "beta2": 0.95},
 )
 LEVELS: dict[str, Level] = {"plain": PLAIN}
 for name, change in (
@@ -72,13 +72,14 @@ for name, change in (
     ("embedding", {"plain_embedding": False}),
     ("rotary by context", {"long_rotary": False}),
     ("queries as keys", {"random_queries": False}),
-    ("averaged weights", {"recipe": {"data": "python", "vocabulary": "bytes"}}),
-    ("documentation", {"recipe": {"data": "docs", "vocabulary": "bytes"}}),
-    ("byte pairs", {"recipe": {}}),
+    ("averaged weights", {"recipe": {"data": "python", "vocabulary": "bytes", "beta2": 0.95}}),
+    ("documentation", {"recipe": {"data": "docs", "vocabulary": "bytes", "beta2": 0.95}}),
+    ("byte pairs", {"recipe": {"beta2": 0.95}}),
     ("embedding's rate", {"slow_embedding": False}),
     ("induction heads", {"no_induction": False}),
     ("orthogonal matrices", {"random_matrices": False}),
-    ("recipe", {"all_turn": False}),
+    ("pairs that do not turn", {"all_turn": False}),
+    ("recipe", {"recipe": {}}),
 ):
     LEVELS[name] = replace(list(LEVELS.values())[-1], **change)  # type: ignore[arg-type]
 LEVELS |= {

@@ -77,9 +77,9 @@ class LanguageModelling(pl.LightningModule):
         if self.sharded:
             from moe_optuna.training.sharded import ShardedAdamW
 
-            optimizer = ShardedAdamW(groups)
+            optimizer = ShardedAdamW(groups, beta2=self.hyper.beta2)
         else:
-            optimizer = FlatAdamW(groups)
+            optimizer = FlatAdamW(groups, beta2=self.hyper.beta2)
             if self.trainer.world_size == 1:  # several devices add up the gradients of parameters
                 self.model.flat = optimizer.whole
         if self._optimizer_state is not None:

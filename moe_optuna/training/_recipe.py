@@ -21,7 +21,7 @@ _CHOICES = {
     "compile": ("auto", "always", "never"),
 }
 _NUMBERS: dict[type, Any] = {int: Integral, float: Real}  # numpy's, too
-_FRACTIONS = ("held_out", "warmup", "decay", "average")
+_FRACTIONS = ("held_out", "warmup", "decay", "average", "beta2")
 _POSITIVE = ("learning_rate", "batch_tokens", "micro_batch_tokens", "reports", "report_windows", "final_windows")
 
 
@@ -44,7 +44,7 @@ class Recipe:
         warmup, decay: Shares of the steps in which the learning rate rises, and (``wsd``) falls.
         learning_rate: Of a matrix with the reference fan-in; ``None``: by the rule (`moe_optuna.training.rules`).
         batch_tokens: Tokens of an optimizer step, before rounding to whole sequences; ``None``: by the rule.
-        weight_decay: AdamW's; ``None``: by the rule.
+        weight_decay, beta2: AdamW's; ``None``: by the rule.
         micro_batch_tokens: Most tokens of one forward pass on one device, where memory binds; ``None``: the batch.
         scores: Router scores.
         bias_rate: Step of the bias that balances the experts' load without a loss (arXiv:2408.15664).
@@ -73,6 +73,7 @@ class Recipe:
     learning_rate: float | None = None
     batch_tokens: int | None = None
     weight_decay: float | None = None
+    beta2: float | None = None
     micro_batch_tokens: int | None = None
     scores: str = "sigmoid"
     bias_rate: float = 0.01
@@ -94,7 +95,7 @@ class Recipe:
             kind = (
                 type(field.default)
                 if field.default is not None
-                else (float if "rate" in field.name or "decay" in field.name else int)
+                else (int if "tokens" in field.name or "seed" in field.name else float)
             )
             if value is None and (field.default is None or field.name == "data_seed"):
                 continue

@@ -11,9 +11,9 @@ from torch.optim import Optimizer
 
 from moe_optuna.training import native
 
-__all__ = ["BETAS", "CLIP", "EPS", "FlatAdamW"]
+__all__ = ["BETA1", "CLIP", "EPS", "FlatAdamW"]
 
-BETAS, EPS = (0.9, 0.95), 1e-8
+BETA1, EPS = 0.9, 1e-8
 CLIP = 1.0  # greatest norm of the gradient
 
 
@@ -26,7 +26,8 @@ class FlatAdamW(Optimizer):
 
     Args:
         groups: Parameter groups, each with ``lr`` and ``weight_decay``.
-        betas, eps: As in AdamW.
+        beta2: Of AdamW's second moment.
+        beta1, eps: As in AdamW.
         clip: Greatest norm of the gradient.
 
     Attributes:
@@ -38,12 +39,13 @@ class FlatAdamW(Optimizer):
         self,
         groups: list[dict[str, Any]],
         *,
-        betas: tuple[float, float] = BETAS,
+        beta2: float = 0.95,
+        beta1: float = BETA1,
         eps: float = EPS,
         clip: float = CLIP,
     ) -> None:
         super().__init__(groups, {"lr": 1e-3, "weight_decay": 0.0})
-        self.betas, self.eps, self.clip = betas, eps, clip
+        self.betas, self.eps, self.clip = (beta1, beta2), eps, clip
         self.sizes = [sum(p.numel() for p in group["params"]) for group in self.param_groups]
         example = self.param_groups[0]["params"][0]
         # Rows: values, first and second moments.

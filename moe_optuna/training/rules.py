@@ -11,15 +11,17 @@ initialisation and by a rate a tensor::
     learning rate of a matrix   =  rate * (reference fan-in / fan-in)^0.7
     learning rate of embeddings =  12 rate                       (tied to the head: rate)
     learning rate of the rest   =  rate                          (gains, biases)
+    second moment's beta        =  1/2^(batch / 10 million), from 0.95 to 0.995
     initial standard deviation  =  1 / sqrt(fan-in), of output projections also / sqrt(2 L), of router and head a tenth
 
 Published laws have one rate for all matrices, of models whose widths grow with compute: most of their exponent of -0.15
 (Ling) or -0.16 (arXiv:2603.21862) is the widths' share. Sweeps at 4e10 to 1e13 FLOPs and widths of 16 to 1200 gave the
 power of the fan-in and the coefficient. They leave a small exponent of C open: with -0.07 the rule is within 25 % of
 the rates of arXiv:2603.21862 with its batches and at the middle of the widths that it swept, 1e18 to 3e20 FLOPs. muP
-for mixtures of experts (arXiv:2508.09752) has the fan-in itself. A token's embedding is moved when the token comes up
-alone, as seldom as the vocabulary is large, hence its higher rate. Induction heads and the head that reads them start
-otherwise (`_induction.py`). `docs/training.md` says what is shown and what is not.
+for mixtures of experts (arXiv:2508.09752) has the fan-in itself. Of ten million tokens AdamW's second moment forgets
+half (arXiv:2507.07101), but in no more than 140 steps and no fewer than the usual 14. A token's embedding is moved when
+the token comes up alone, as seldom as the vocabulary is large, hence its higher rate. Induction heads and the head that
+reads them start otherwise (`_induction.py`). `docs/training.md` says what is shown and what is not.
 """
 
 from __future__ import annotations
@@ -36,6 +38,7 @@ __all__ = ["EMBEDDING_FACTOR", "REFERENCE_FAN_IN", "Hyperparameters", "hyperpara
 REFERENCE_FAN_IN = 64
 EMBEDDING_FACTOR = 12.0
 """Learning rate of an embedding that is not the head as well, as a multiple of the rule's."""
+_HALF_LIFE = 1e7  # tokens in which the second moment forgets half
 _ANCHOR = 1e11  # FLOPs at which the coefficients below are read
 
 
@@ -48,6 +51,7 @@ class Hyperparameters:
         sequences: Sequences of an optimizer step.
         steps: Optimizer steps: as many as make ``steps * sequences * context_length`` nearest to the token budget.
         weight_decay: AdamW's, on matrices.
+        beta2: AdamW's, of the second moment.
         warmup_steps, decay_steps: Steps in which the rate rises and falls.
     """
 
@@ -55,6 +59,7 @@ class Hyperparameters:
     sequences: int
     steps: int
     weight_decay: float
+    beta2: float
     warmup_steps: int
     decay_steps: int
 
@@ -105,9 +110,14 @@ def hyperparameters(
         sequences=sequences,
         steps=steps,
         weight_decay=0.1 if recipe.weight_decay is None else recipe.weight_decay,
+        beta2=_beta2(sequences * context) if recipe.beta2 is None else recipe.beta2,
         warmup_steps=max(1, round(recipe.warmup * steps)),
         decay_steps=max(1, round(recipe.decay * steps)),
     )
+
+
+def _beta2(batch_tokens: int) -> float:
+    return float(min(max(0.5 ** (batch_tokens / _HALF_LIFE), 0.95), 0.995))
 
 
 def rate_factor(fan_in: int | None) -> float:

@@ -17,7 +17,7 @@ from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from moe_optuna.training.model import MoELanguageModel
-from moe_optuna.training.optimizer import BETAS, CLIP, EPS
+from moe_optuna.training.optimizer import BETA1, CLIP, EPS
 
 __all__ = ["ShardedAdamW", "flat", "shard", "sharded_strategy", "split", "whole"]
 
@@ -62,10 +62,11 @@ class ShardedAdamW(torch.optim.AdamW):
 
     Args:
         groups: Parameter groups, each with ``lr`` and ``weight_decay``.
+        beta2: Of AdamW's second moment.
     """
 
-    def __init__(self, groups: list[dict[str, Any]]) -> None:
-        super().__init__(groups, betas=BETAS, eps=EPS, fused=True)
+    def __init__(self, groups: list[dict[str, Any]], *, beta2: float = 0.95) -> None:
+        super().__init__(groups, betas=(BETA1, beta2), eps=EPS, fused=True)
         self.parameters: list[nn.Parameter] = [p for group in self.param_groups for p in group["params"]]
         self.values: list[Tensor] = [parameter.detach() for parameter in self.parameters]
 

@@ -68,6 +68,18 @@ def test_the_rate_goes_with_the_root_of_the_batch(architecture: Build) -> None:
     assert stated.learning_rate == 0.01
 
 
+@pytest.mark.parametrize("batch", [2**8, 2**17, 2**19, 2**22])
+def test_the_second_moment_forgets_half_in_ten_million_tokens(architecture: Build, batch: int) -> None:
+    """arXiv:2507.07101; in fewer where those are more than 140 steps, in more where they are fewer than AdamW's 14."""
+    a = architecture(context_length=128)
+    beta2 = hyperparameters(a, compute=1e19, tokens=10**9, recipe=Recipe(batch_tokens=batch)).beta2
+    steps = math.log(0.5) / math.log(beta2)
+    wanted = min(max(1e7 / batch, math.log(0.5) / math.log(0.95)), math.log(0.5) / math.log(0.995))
+    assert steps == pytest.approx(wanted)
+    stated = Recipe(batch_tokens=batch, beta2=0.98)
+    assert hyperparameters(a, compute=1e19, tokens=10**9, recipe=stated).beta2 == 0.98
+
+
 def test_the_same_for_every_architecture_but_for_widths(architecture: Build) -> None:
     rules = [
         hyperparameters(a, compute=1e12, tokens=10**6, recipe=Recipe())
@@ -96,12 +108,12 @@ def test_rates_by_fan_in(architecture: Build) -> None:
 
 def test_schedules() -> None:
     """WSD: a trapezoid that ends one step above zero; two budgets share their stable part. Cosine: half a wave."""
-    short = Hyperparameters(1.0, 1, 100, 0.1, warmup_steps=10, decay_steps=40)
+    short = Hyperparameters(1.0, 1, 100, 0.1, 0.95, warmup_steps=10, decay_steps=40)
     factors = np.array([short.schedule(step, "wsd") for step in range(100)])
     np.testing.assert_allclose(factors, np.minimum.reduce([
         np.arange(1, 101) / 10, np.ones(100), np.arange(100, 0, -1) / 40
     ]))  # fmt: skip
-    longer = Hyperparameters(1.0, 1, 250, 0.1, warmup_steps=10, decay_steps=100)
+    longer = Hyperparameters(1.0, 1, 250, 0.1, 0.95, warmup_steps=10, decay_steps=100)
     assert [longer.schedule(step, "wsd") for step in range(60)] == factors[:60].tolist()
     wave = np.array([short.schedule(step, "cosine") for step in range(10, 100)])
     np.testing.assert_allclose(wave[1:] + wave[:0:-1], 1)  # a half wave is odd about its middle
