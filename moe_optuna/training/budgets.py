@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
@@ -58,9 +59,10 @@ def train_budgets(
     """
     if recipe.schedule != "wsd":
         raise InputError(f"{recipe.schedule!r}, expected wsd, which has a stable part to share", where="schedule")
+    tokens = list(tokens)
+    if not tokens or not all(math.isfinite(budget) and budget >= 1 for budget in tokens):
+        raise InputError(f"{tokens}, expected at least one finite number of at least 1", where="tokens")
     tokens = [int(budget) for budget in tokens]
-    if not tokens or min(tokens) < 1:
-        raise InputError(f"{tokens}, expected at least one budget above 0", where="tokens")
     if devices > 1 and checkpoint is None:
         raise InputError("none, expected a folder that all devices see", where="checkpoint")
     plans = _plans(architecture, compute, tokens, recipe, devices)

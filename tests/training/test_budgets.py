@@ -1,5 +1,6 @@
 """Budgets that share a stable part: each result is that of a training of its own, for fewer steps."""
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -125,11 +126,12 @@ def test_devices_need_a_common_folder(architecture: Build, folder: Path) -> None
         ((640,), {"schedule": "cosine"}, "schedule"),
         ((), {}, "tokens"),
         ((0, 640), {}, "tokens"),
+        ((640, math.inf), {}, "tokens"),
         ((64, 640), {"decay": 0.8}, "tokens"),
     ],
 )
 def test_what_cannot_be_shared_is_refused(
-    architecture: Build, folder: Path, tokens: tuple[int, ...], changes: dict[str, Any], where: str
+    architecture: Build, folder: Path, tokens: tuple[float, ...], changes: dict[str, Any], where: str
 ) -> None:
     with pytest.raises(InputError, match=where):
         train_budgets(architecture(), compute=1e8, tokens=tokens, recipe=recipe(folder, **changes))
