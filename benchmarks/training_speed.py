@@ -12,6 +12,7 @@ Variants
                        step recorded once and replayed (`moe_optuna.training.capture`)
     eager, compiled    on a GPU the same launched operation by operation, and with layers by ``torch.compile``
     mkl, openblas      the same, its matrix products by one library or the other, whichever the machine's choice is
+    autograd           the same, gradients by autograd, of which the compiled step is one node
     plain              the same in torch's operations, one node a sublayer: what runs without a compiler
     modules            moe_optuna, the model operation by operation through autograd; its optimizer stays compiled
     loop               modules, with a loop over experts in place of the grouped product
@@ -58,6 +59,7 @@ from moe_optuna.search._slots import local_slots
 from moe_optuna.training import MoELanguageModel, Recipe, native, train
 from moe_optuna.training._blas import sgemm
 from moe_optuna.training.capture import CapturedStep, CudaGraphs, Pace
+from moe_optuna.training.direct import DirectStep
 from moe_optuna.training.model import Layer
 from moe_optuna.training.optimizer import FlatAdamW
 from moe_optuna.training.parameters import initialise, parameter_groups
@@ -107,15 +109,16 @@ def trainable(
     bfloat16: bool = False,
     captured: bool = False,
     compiled: bool = False,
+    direct: bool = True,
 ) -> tuple[Step, MoELanguageModel]:
     model = MoELanguageModel(a)
     initialise(model, 0)
     model.to(tokens.device)
     hyper = hyperparameters(a, compute=compute, tokens=10**6, recipe=Recipe())
     optimizer = FlatAdamW(parameter_groups(model, hyper))
-    model.flat = optimizer.whole
     routers = [router for _, router in model.routers()]
     low = bfloat16 or tokens.device.type == "cuda"
+    without_autograd = DirectStep(model, optimizer) if direct and not low and model.path() == "native" else None
     if compiled:  # as `moe_optuna.training.compiling`; another size would be one too many for a function at some time
         torch._dynamo.reset()
         torch._functorch.config.backward_pass_autocast = "off"
@@ -127,13 +130,16 @@ def trainable(
         torch.clear_autocast_cache()
 
     def work(windows: Any, pace: Pace) -> None:
-        with torch.autocast(tokens.device.type, torch.bfloat16, enabled=low):
-            loss, router_loss = model.loss(windows[0][:, :-1], windows[0][:, 1:])
-        (loss + router_loss).backward()
         for group in optimizer.param_groups:
             group["lr"] = group["rate"] * pace.rate
-        optimizer.step()
-        forget()
+        if without_autograd is not None:
+            without_autograd(windows[0])
+        else:
+            with torch.autocast(tokens.device.type, torch.bfloat16, enabled=low):
+                loss, router_loss = model.loss(windows[0][:, :-1], windows[0][:, 1:])
+            (loss + router_loss).backward()
+            optimizer.step()
+            forget()
         if routers:
             balance(routers, take_loads(routers), pace.bias)
 
@@ -246,7 +252,7 @@ FIELD = [
     f"{family}/{how}" for family in ("mixtral", "qwen3_moe", "olmoe") for how in ("eager", "batched_mm", "grouped_mm")
 ]
 PRODUCTS = {"mkl": "torch", "openblas": "openblas"}
-OURS = [*PRODUCTS, "plain", "modules", "loop", "capacity", "dense"]
+OURS = [*PRODUCTS, "autograd", "plain", "modules", "loop", "capacity", "dense"]
 ON_GPU = ["eager", "compiled", "dense"]
 
 
@@ -281,8 +287,9 @@ def variant(name: str, a: MoEArchitecture, tokens: Tensor) -> Step:
         return trainable(dense_of(a), tokens, captured=on_gpu)[0]
     if name == "compiled":
         return trainable(a, tokens, captured=on_gpu, compiled=True)[0]
-    step = trainable(a, tokens, captured=on_gpu and name == "moe_optuna")[0]
-    if name in ("moe_optuna", "eager"):
+    own = name in ("moe_optuna", *PRODUCTS)
+    step = trainable(a, tokens, captured=on_gpu and name == "moe_optuna", direct=own)[0]
+    if name in ("moe_optuna", "eager", "autograd"):
         return step
     if name in PRODUCTS:
         return by_products(step, PRODUCTS[name])
@@ -518,7 +525,7 @@ def compiled(size: str, seconds: float) -> list[dict[str, Any]]:
     rows = []
     for name in ("moe_optuna", "modules", "modules, compiled", "modules, bfloat16"):
         begin = time.perf_counter()
-        step, model = trainable(a, tokens, bfloat16="bfloat16" in name)
+        step, model = trainable(a, tokens, bfloat16="bfloat16" in name, direct=name == "moe_optuna")
         if name != "moe_optuna":
             step = patched(step, Layer, "can_fuse", lambda self, x: False)
         if "compiled" in name:

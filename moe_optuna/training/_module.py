@@ -13,6 +13,7 @@ from torch import Tensor
 from moe_optuna.training._recipe import Recipe
 from moe_optuna.training.capture import CapturedStep, CudaGraphs, Pace, Recorder
 from moe_optuna.training.compiling import uncompiled
+from moe_optuna.training.direct import DirectStep
 from moe_optuna.training.model import MoELanguageModel
 from moe_optuna.training.optimizer import FlatAdamW
 from moe_optuna.training.parameters import parameter_groups
@@ -57,6 +58,7 @@ class LanguageModelling(pl.LightningModule):
         a = model.architecture
         self.load_total, self.load_recent = torch.zeros(2, len(self._routers), a.n_experts, dtype=torch.float64)
         self.captured: CapturedStep | None = None
+        self.direct: DirectStep | None = None
         self._optimizer_state: dict[str, Any] | None = None
 
     @property
@@ -80,8 +82,6 @@ class LanguageModelling(pl.LightningModule):
             optimizer = ShardedAdamW(groups, beta2=self.hyper.beta2)
         else:
             optimizer = FlatAdamW(groups, beta2=self.hyper.beta2)
-            if self.trainer.world_size == 1:  # several devices add up the gradients of parameters
-                self.model.flat = optimizer.whole
         if self._optimizer_state is not None:
             optimizer.load_state_dict(self._optimizer_state)
         return optimizer
@@ -99,6 +99,10 @@ class LanguageModelling(pl.LightningModule):
         if recorder is not None:
             paces = [self._pace(number) for number in range(self.hyper.steps)]
             self.captured = CapturedStep(self._one_step, paces, self.device, recorder, self._forget)
+        # Several devices, or batches, add up the gradients of parameters.
+        alone = self.trainer.world_size == self.micro_batches == 1
+        if alone and self.trainer.precision == "32-true" and self.model.path() == "native":
+            self.direct = DirectStep(self.model, self._optimizer)
 
     def training_step(self, windows: list[Tensor], batch_index: int) -> None:
         for first in range(0, len(windows), self.micro_batches):
@@ -120,17 +124,22 @@ class LanguageModelling(pl.LightningModule):
     def _one_step(self, windows: Sequence[Tensor], pace: Pace) -> None:
         """An optimizer step and all that goes with it; nothing in it may depend on a number that the device computes,
         nor on one of Python's that is another in the next step, so that it can be recorded (`capture`)."""
-        optimizer = self._optimizer
-        for window_BS1 in windows:
-            loss, router_loss = self.model.loss(window_BS1[:, :-1], window_BS1[:, 1:])
-            self._backward((loss + router_loss) / self.micro_batches)
-        for group in optimizer.param_groups:
+        for group in self._optimizer.param_groups:
             group["lr"] = group["rate"] * pace.rate
-        optimizer.step()
-        self._forget()
+        if self.direct is not None:
+            self.direct(*windows)
+        else:
+            self._descend(windows)
         self._balance(pace.bias)
         if self.recipe.average:
             self._average(pace.renewed)
+
+    def _descend(self, windows: Sequence[Tensor]) -> None:
+        for window_BS1 in windows:
+            loss, router_loss = self.model.loss(window_BS1[:, :-1], window_BS1[:, 1:])
+            self._backward((loss + router_loss) / self.micro_batches)
+        self._optimizer.step()
+        self._forget()
 
     def _backward(self, loss: Tensor) -> None:
         """Outside the trainer's autocast, in which the router's products would go back in bfloat16."""

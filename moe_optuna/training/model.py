@@ -155,8 +155,6 @@ class MoELanguageModel(nn.Module):
         end: Token id that ends a document, beyond which nothing before it is attended to; ``None``: no such bound.
 
     Attributes:
-        flat: What an optimizer may put here: a leaf of autograd in whose memory all parameters lie, and which gets one
-            gradient in place of theirs on the native path.
         is_compiled: Whether `compiling` has had its layers compiled.
 
     Raises:
@@ -169,7 +167,6 @@ class MoELanguageModel(nn.Module):
         self.architecture, self.end = a, end
         self.rule = rule = RoutingRule(a.top_k, recipe.scores, recipe.balance_loss, recipe.z_loss)
         self.spare: list[Tensor] = []
-        self.flat: Tensor | None = None
         self.is_compiled = False
         self.embedding = nn.Embedding(a.vocab_size, a.d_model)
         self.layers = nn.ModuleList(
@@ -192,9 +189,9 @@ class MoELanguageModel(nn.Module):
 
     def loss(self, token_BS: Tensor, target_BS: Tensor) -> tuple[Tensor, Tensor]:
         """Mean cross-entropy [nats per token] of the targets, and the routers' losses."""
-        weights = self._native_weights()
+        weights = self.native_weights()
         if weights is not None:
-            return self._native_losses(token_BS, target_BS, weights)
+            return native.losses(self.native_step(token_BS, target_BS), weights)
         x_TD, router_loss = self._layers(token_BS)
         if self.head.bias is None and self.layers[0].can_fuse(x_TD):
             return apply(HeadLoss, x_TD, self.norm.gain, self.head.weight, target_BS.flatten()), router_loss
@@ -204,7 +201,7 @@ class MoELanguageModel(nn.Module):
 
     def path(self) -> str:
         """What `loss` runs: ``"native"``, the model in one call; ``"sublayers"``, a node each; ``"modules"``."""
-        if self._native_weights() is not None:
+        if self.native_weights() is not None:
             return "native"
         return "sublayers" if self._can_fuse() else "modules"
 
@@ -224,7 +221,7 @@ class MoELanguageModel(nn.Module):
             and all(cast(Layer, layer).can_fuse(weight) for layer in self.layers)
         )
 
-    def _native_weights(self) -> list[Tensor | None] | None:
+    def native_weights(self) -> list[Tensor | None] | None:
         """What `native.losses` asks of a model, where it can have it."""
         if not self._can_fuse() or self.rotary.dtype is not torch.complex64:
             return None
@@ -235,9 +232,8 @@ class MoELanguageModel(nn.Module):
             weights[2 + native.PER_LAYER :: native.PER_LAYER] = [None] * len(self.layers)
         return weights if native.takes(weights) else None
 
-    def _native_losses(
-        self, token_BS: Tensor, target_BS: Tensor, weights: list[Tensor | None]
-    ) -> tuple[Tensor, Tensor]:
+    def native_step(self, token_BS: Tensor, target_BS: Tensor) -> native.Step:
+        """What its losses depend on beside the weights, where it can have them."""
         a, rule = self.architecture, self.rule
         B, S = token_BS.shape
         shape = native.Shape(
@@ -247,7 +243,7 @@ class MoELanguageModel(nn.Module):
             softmax=rule.scores == "softmax", balance=rule.balance_loss, z=rule.z_loss,
         )  # fmt: skip
         token_T, target_T = (ids.flatten().long().contiguous() for ids in (token_BS, target_BS))
-        return native.losses(native.Step(shape, self.rotary, token_T, target_T, weights, self.spare, self.flat))
+        return native.Step(shape, self.rotary, token_T, target_T, self.spare)
 
     def _layers(self, token_BS: Tensor) -> tuple[Tensor, Tensor]:
         """The last layer's output (T, D), and the routers' losses added up."""

@@ -37,7 +37,7 @@ from moe_optuna.training._blas import sgemm
 from moe_optuna.training._corpus import cache_folder
 from moe_optuna.training.kernels import apply
 
-__all__ = ["PER_LAYER", "Group", "Shape", "Step", "library", "losses", "takes"]
+__all__ = ["PER_LAYER", "Group", "Shape", "Step", "backward", "forward", "library", "losses", "pointers", "takes"]
 
 _SOURCE = Path(__file__).with_name("native.c")
 _FLAGS = ("-std=gnu11", "-O3", "-fno-math-errno", "-fno-trapping-math", "-fPIC", "-shared")
@@ -151,7 +151,7 @@ class Group(ctypes.Structure):
 def balance(load_LE: Tensor, biases: Sequence[Tensor], rate: float) -> None:
     """Move each router's bias, (E), by its row of the loads; all of them are to be what `takes` takes."""
     loaded: Any = library()
-    loaded.balance(*load_LE.shape, load_LE.data_ptr(), _array([bias.data_ptr() for bias in biases]), rate)
+    loaded.balance(*load_LE.shape, load_LE.data_ptr(), pointers([bias.data_ptr() for bias in biases]), rate)
 
 
 def groups(sizes: Sequence[int], rates: Sequence[tuple[float, float]]) -> Any:
@@ -165,96 +165,101 @@ PER_LAYER = 13
 
 @dataclass(slots=True)
 class Step:
-    """What a model's losses depend on.
+    """What a model's losses depend on, beside its weights.
 
     Attributes:
-        shape: Of the model and of this batch; `threads` is set by `losses`.
+        shape: Of the model and of this batch.
         table: Rotary factors, (S, (H + G) C/2).
         token_T, target_T: Ids, int64, contiguous.
-        weights: In the order of `Model` of the source: embedding, gain of the last norm, head, and for each layer
-            `PER_LAYER`, ``None`` for what it does not have. Loads are added to.
         spare: Memory of earlier steps, the largest, taken and given back: fresh memory costs a page fault each 4 KiB.
-        flat: A leaf of autograd in whose memory all parameters lie, to get one gradient in place of theirs, each of
-            which costs as much as a small product; ``None`` where there is none.
+
+    Raises:
+        IndexError: Where there are not as many targets as tokens, or a sequence is longer than the table.
     """
 
     shape: Shape
     table: Tensor
     token_T: Tensor
     target_T: Tensor
-    weights: Sequence[Tensor | None]
     spare: list[Tensor]
-    flat: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        if len(self.table) < self.shape.S or len(self.target_T) != len(self.token_T):
+            problem = f"{len(self.token_T)} tokens, {len(self.target_T)} targets: expected as many"
+            raise IndexError(f"{problem}, and at most {len(self.table)} a sequence")
 
 
-def losses(step: Step) -> tuple[Tensor, Tensor]:
-    """Cross-entropy of the targets, and the routers' losses added up.
+def pointers(addresses: Sequence[int | None]) -> Any:
+    """Of weights or their gradients, in the order of `Model` of the source: embedding, gain of the last norm, head, and
+    for each layer `PER_LAYER`, ``None`` for what it does not have. Loads are added to."""
+    return (ctypes.c_void_p * len(addresses))(*addresses)
+
+
+def forward(step: Step, weights: Any, *, training: bool) -> tuple[Tensor, Tensor]:
+    """The memory in which `backward` finds what it needs, if `training`, and the two losses: cross-entropy of the
+    targets, and the routers' added up.
 
     Raises:
-        IndexError: Where an id is not in the vocabulary, or a sequence is longer than the table.
+        IndexError: Where an id is not in the vocabulary.
     """
-    if len(step.table) < step.shape.S or len(step.target_T) != len(step.token_T):
-        problem = f"{len(step.token_T)} tokens, {len(step.target_T)} targets: expected as many"
-        raise IndexError(f"{problem}, and at most {len(step.table)} a sequence")
+    loaded: Any = library()
     step.shape.threads = torch.get_num_threads()
-    pointers = [None if weight is None else weight.data_ptr() for weight in step.weights]
-    flat = step.flat
-    if flat is not None:
-        begin, end = flat.data_ptr(), flat.data_ptr() + flat.nbytes
-        lie = (begin <= p < end for p, w in zip(pointers, step.weights, strict=True) if p and type(w) is Parameter)
-        flat = flat if all(lie) else None
-    leaves = step.weights if flat is None else [flat]
-    # Autograd's own `needs_input_grad` is that of the leaves, also where gradients are off.
-    training = torch.is_grad_enabled() and any(leaf is not None and leaf.requires_grad for leaf in leaves)
-    return apply(_Losses, step, pointers, flat is not None, training, *leaves)  # type: ignore[no-any-return]
+    size = loaded.model_memory(ctypes.byref(step.shape), training)
+    memory = step.spare.pop() if step.spare else None
+    if memory is None or len(memory) < size:
+        memory = None  # given up before more is asked for
+        memory = torch.empty(size)
+    both = memory.new_empty(2)
+    fits = loaded.model_forward(
+        ctypes.byref(step.shape), weights, step.table.data_ptr(), step.token_T.data_ptr(), step.target_T.data_ptr(),
+        training, memory.data_ptr(), both.data_ptr(),
+    )  # fmt: skip
+    if not fits:
+        raise IndexError(f"a token id is not among the {step.shape.V} of the vocabulary")
+    if not training:
+        step.spare[:] = [memory]
+    return memory, both
+
+
+def backward(step: Step, weights: Any, memory: Tensor, grad_loss: Tensor, grad_router: Tensor, into: Any) -> None:
+    """The gradients of the weights, written `into` where they point, after `forward`, whose memory is given back."""
+    loaded: Any = library()
+    loaded.model_backward(
+        ctypes.byref(step.shape), weights, step.table.data_ptr(), step.token_T.data_ptr(), step.target_T.data_ptr(),
+        memory.data_ptr(), grad_loss.data_ptr(), grad_router.data_ptr(), into,
+    )  # fmt: skip
+    step.spare[:] = [memory]
+
+
+def losses(step: Step, weights: Sequence[Tensor | None]) -> tuple[Tensor, Tensor]:
+    """The two losses of `forward`, for autograd.
+
+    Raises:
+        IndexError: Where an id is not in the vocabulary.
+    """
+    # Autograd's own `needs_input_grad` is that of the weights, also where gradients are off.
+    training = torch.is_grad_enabled() and any(weight is not None and weight.requires_grad for weight in weights)
+    return apply(_Losses, step, training, *weights)  # type: ignore[no-any-return]
 
 
 class _Losses(Function):
     @staticmethod
-    def forward(
-        ctx: Any, step: Step, pointers: list[int | None], is_flat: bool, training: bool, *leaves: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
-        loaded: Any = library()
-        size = loaded.model_memory(ctypes.byref(step.shape), training)
-        memory = step.spare.pop() if step.spare else None
-        if memory is None or len(memory) < size:
-            memory = None  # given up before more is asked for
-            memory = torch.empty(size)
-        both = memory.new_empty(2)
-        fits = loaded.model_forward(
-            ctypes.byref(step.shape), _array(pointers), step.table.data_ptr(), step.token_T.data_ptr(),
-            step.target_T.data_ptr(), training, memory.data_ptr(), both.data_ptr(),
-        )  # fmt: skip
-        if not fits:
-            raise IndexError(f"a token id is not among the {step.shape.V} of the vocabulary")
+    def forward(ctx: Any, step: Step, training: bool, *weights: Tensor | None) -> tuple[Tensor, Tensor]:
+        own = pointers([None if weight is None else weight.data_ptr() for weight in weights])
+        memory, both = forward(step, own, training=training)
         if training:
-            ctx.save_for_backward(*leaves)  # autograd tells where one has been changed since
-            ctx.step, ctx.pointers, ctx.is_flat, ctx.memory = step, pointers, is_flat, memory
-        else:
-            step.spare[:] = [memory]
+            ctx.save_for_backward(*weights)  # autograd tells where one has been changed since
+            ctx.step, ctx.pointers, ctx.memory = step, own, memory
         loss, router_loss = both.unbind(0)
         return loss, router_loss
 
     @staticmethod
     def backward(ctx: Any, grad_loss: Tensor, grad_router: Tensor) -> Any:
-        step, memory = ctx.step, ctx.memory
-        leaves: tuple[Tensor | None, ...] = ctx.saved_tensors
-        if memory is None:
+        weights: tuple[Tensor | None, ...] = ctx.saved_tensors
+        if ctx.memory is None:
             raise RuntimeError("a second backward pass through the same losses: its memory has been given back")
-        gradients = [None if leaf is None else torch.empty_like(leaf) for leaf in leaves]
-        into = [None if gradient is None else gradient.data_ptr() for gradient in gradients]
-        if ctx.is_flat:  # each where its parameter lies in the whole
-            (begin,), size = (leaf.data_ptr() for leaf in ctx.saved_tensors), ctx.saved_tensors[0].nbytes
-            start = into[0]
-            into = [start + p - begin if p and start and 0 <= p - begin < size else None for p in ctx.pointers]
-        loaded: Any = library()
-        loaded.model_backward(
-            ctypes.byref(step.shape), _array(ctx.pointers), step.table.data_ptr(), step.token_T.data_ptr(),
-            step.target_T.data_ptr(), memory.data_ptr(), grad_loss.data_ptr(), grad_router.data_ptr(), _array(into),
-        )  # fmt: skip
-        step.spare[:], ctx.memory = [memory], None
-        return None, None, None, None, *gradients
-
-
-def _array(pointers: list[int | None]) -> Any:
-    return (ctypes.c_void_p * len(pointers))(*pointers)
+        gradients = [None if weight is None else torch.empty_like(weight) for weight in weights]
+        into = pointers([None if gradient is None else gradient.data_ptr() for gradient in gradients])
+        backward(ctx.step, ctx.pointers, ctx.memory, grad_loss, grad_router, into)
+        ctx.memory = None
+        return None, None, *gradients

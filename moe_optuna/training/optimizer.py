@@ -32,7 +32,6 @@ class FlatAdamW(Optimizer):
 
     Attributes:
         values: All parameters, side by side in one tensor.
-        whole: The same as a leaf of autograd, of which a model may take one gradient in place of all parameters'.
     """
 
     def __init__(
@@ -55,7 +54,6 @@ class FlatAdamW(Optimizer):
         self.norm = torch.zeros((), device=example.device)
         self.parameters = [p for group in self.param_groups for p in group["params"]]
         self.values = [self.memory[0]]
-        self.whole = self.memory[0].detach().requires_grad_()
         with torch.no_grad():
             start = 0
             for parameter in self.parameters:
@@ -68,15 +66,17 @@ class FlatAdamW(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        gradient = self.whole.grad
-        if gradient is None:
-            gradient = torch.cat([parameter.grad.flatten() for parameter in self.parameters])
+        self.update(torch.cat([parameter.grad.flatten() for parameter in self.parameters]))
+        return loss
+
+    @torch.no_grad()
+    def update(self, gradient: Tensor) -> None:
+        """The step of a gradient that lies as `values`, whatever those of the parameters are."""
         self.steps += 1
         if native.takes([gradient, self.memory]) and gradient.is_contiguous():
             self._compiled(gradient)
         else:
             self._fused(gradient)
-        return loss
 
     def _compiled(self, gradient: Tensor) -> None:
         loaded: Any = native.library()
@@ -113,9 +113,6 @@ class FlatAdamW(Optimizer):
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Forget the gradients; torch's own looks for more than there is here, and takes as long as a small layer."""
-        if self.whole.grad is not None:
-            self.whole.grad = None
-            return
         for parameter in self.parameters:
             parameter.grad = None
 

@@ -1,7 +1,7 @@
 """Budgets that share a stable part: each result is that of a training of its own, for fewer steps."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,8 @@ import torch
 from moe_optuna.architecture import MoEArchitecture
 from moe_optuna.errors import InputError
 from moe_optuna.training import Recipe, TrainingResult, train, train_budgets
-from moe_optuna.training.model import MoELanguageModel
+from moe_optuna.training._module import LanguageModelling
+from moe_optuna.training.capture import Pace
 from moe_optuna.training.rules import hyperparameters
 
 Build = Callable[..., MoEArchitecture]
@@ -59,17 +60,15 @@ def test_all_have_the_rule_of_the_largest(architecture: Build, folder: Path) -> 
 
 def test_the_stable_part_is_trained_once(architecture: Build, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """20 steps of the largest, and of the others the 4 and 2 in which the rate falls."""
-    sequences = []
-    own = MoELanguageModel.loss
+    taken, own = [], LanguageModelling._one_step
 
-    def loss(self: MoELanguageModel, token_BS: torch.Tensor, target_BS: torch.Tensor) -> Any:
-        if self.training:
-            sequences.append(len(token_BS))
-        return own(self, token_BS, target_BS)
+    def one_step(self: LanguageModelling, windows: Sequence[torch.Tensor], pace: Pace) -> None:
+        taken.append(len(windows))
+        own(self, windows, pace)
 
-    monkeypatch.setattr(MoELanguageModel, "loss", loss)
+    monkeypatch.setattr(LanguageModelling, "_one_step", one_step)
     shared(architecture(), folder)
-    assert len(sequences) == 20 + 4 + 2
+    assert len(taken) == 20 + 4 + 2
 
 
 def test_an_interrupted_one_goes_on(architecture: Build, folder: Path, tmp_path: Path) -> None:

@@ -33,6 +33,7 @@ def _peak(a: MoEArchitecture, sequences: int) -> tuple[int, str]:
     import torch
 
     from moe_optuna.training import MoELanguageModel, Recipe
+    from moe_optuna.training.direct import DirectStep
     from moe_optuna.training.optimizer import FlatAdamW
     from moe_optuna.training.parameters import initialise, parameter_groups
     from moe_optuna.training.rules import hyperparameters
@@ -42,13 +43,12 @@ def _peak(a: MoEArchitecture, sequences: int) -> tuple[int, str]:
         initialise(model, 0)
         hyper = hyperparameters(a, compute=1e10, tokens=10**5, recipe=Recipe())
         optimizer = FlatAdamW(parameter_groups(model, hyper))
-        model.flat = optimizer.whole
-        tokens = torch.randint(0, a.vocab_size, (sequences, a.context_length + 1))
-        for _ in range(3):
-            sum(model.loss(tokens[:, :-1], tokens[:, 1:])).backward()  # type: ignore[attr-defined]
-            optimizer.step()
-            optimizer.zero_grad()
-        return model.path()
+        path, tokens = model.path(), torch.randint(0, a.vocab_size, (sequences, a.context_length + 1))
+        if path == "native":
+            direct = DirectStep(model, optimizer)
+            for _ in range(3):
+                direct(tokens)
+        return path
 
     torch.set_num_threads(1)
     steps(MoEArchitecture(

@@ -6,7 +6,7 @@ import math
 import os
 import resource
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -19,6 +19,9 @@ import torch
 from moe_optuna.architecture import MoEArchitecture
 from moe_optuna.errors import InputError
 from moe_optuna.training import Recipe, TrainingFailure, TrainingResult, native, train
+from moe_optuna.training._module import LanguageModelling
+from moe_optuna.training.capture import Pace
+from moe_optuna.training.direct import DirectStep
 from moe_optuna.training.model import MoELanguageModel
 from moe_optuna.training.parameters import initialise
 from moe_optuna.training.router import take_loads
@@ -77,6 +80,27 @@ def test_a_failed_training_leaves_its_memory_to_the_next(
         trained(architecture(), folder, report=fails)
     trained(architecture(), folder, report=lambda report: seen.append(len(alive)))
     assert seen == [1] * 4
+
+
+@pytest.mark.skipif(native.library() is None, reason="no C compiler")
+def test_a_training_takes_its_steps_without_autograd(
+    architecture: Build, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To the same losses, to the last bit, as with it; several batches a step and other precisions go through it."""
+    taken = []
+    step = DirectStep.__call__
+    monkeypatch.setattr(DirectStep, "__call__", lambda self, window: (taken.append(1), step(self, window)))
+    result = trained(architecture(), folder)
+    assert len(taken) == result.steps > 0
+    monkeypatch.setattr(
+        LanguageModelling, "direct", property(lambda self: None, lambda self, value: None), raising=False
+    )
+    assert trained(architecture(), folder).curve == result.curve
+    assert len(taken) == result.steps
+    monkeypatch.undo()
+    monkeypatch.setattr(DirectStep, "__call__", lambda self, window: pytest.fail("no autograd"))
+    trained(architecture(), folder, changes={"micro_batch_tokens": 32})
+    trained(architecture(), folder, changes={"precision": "bfloat16"})
 
 
 def test_a_report_stops_a_training_by_false_alone(architecture: Build, folder: Path) -> None:
@@ -202,13 +226,18 @@ def test_a_training_leaves_no_model_behind(architecture: Build, folder: Path) ->
 def seen(monkeypatch: pytest.MonkeyPatch) -> dict[bool, list[np.ndarray]]:
     """The windows that models see, in training (``True``) and in evaluation."""
     windows: dict[bool, list[np.ndarray]] = {True: [], False: []}
-    own = MoELanguageModel.loss
+    step, held_out = LanguageModelling._one_step, LanguageModelling._held_out_loss
 
-    def loss(self: MoELanguageModel, token_BS: torch.Tensor, target_BS: torch.Tensor) -> Any:
-        windows[self.training].extend(torch.cat([token_BS, target_BS[:, -1:]], 1).numpy().copy())
-        return own(self, token_BS, target_BS)
+    def one_step(self: LanguageModelling, own: Sequence[torch.Tensor], pace: Pace) -> None:
+        windows[True].extend(np.concatenate([window.numpy().copy() for window in own]))
+        step(self, own, pace)
 
-    monkeypatch.setattr(MoELanguageModel, "loss", loss)
+    def held_out_loss(self: LanguageModelling, own: torch.Tensor, sequences: int) -> float:
+        windows[False].extend(own.numpy().copy())
+        return held_out(self, own, sequences)
+
+    monkeypatch.setattr(LanguageModelling, "_one_step", one_step)
+    monkeypatch.setattr(LanguageModelling, "_held_out_loss", held_out_loss)
     return windows
 
 
