@@ -147,7 +147,8 @@ def main() -> None:
             a = corners(space, compute)[corner]
             if level.recipe.get("vocabulary") == "bytes":
                 a = replace(a, vocab_size=256)
-            hyper = hyperparameters(a, compute=compute, tokens=tokens(a, compute), recipe=base)
+            rule_of = replace(base, beta2=level.recipe.get("beta2"))  # which the rate goes with
+            hyper = hyperparameters(a, compute=compute, tokens=tokens(a, compute), recipe=rule_of)
             recipe = replace(
                 base,
                 data_seed=None if level.own_order else base.data_seed,
