@@ -19,8 +19,8 @@ Published laws have one rate for all matrices, of models whose widths grow with 
 power of the fan-in and the coefficient. They leave a small exponent of C open: with -0.07 the rule is within 25 % of
 the rates of arXiv:2603.21862 with its batches and at the middle of the widths that it swept, 1e18 to 3e20 FLOPs. muP
 for mixtures of experts (arXiv:2508.09752) has the fan-in itself. Of ten million tokens AdamW's second moment forgets
-half (arXiv:2507.07101), but in no more than 140 steps and no fewer than the usual 14; the longer it remembers, the lower
-the best rate, by an eighth at most. A token's embedding is moved when the token comes up alone, as seldom as the
+half (arXiv:2507.07101), but in no more than 140 steps and no fewer than the usual 14; the longer it remembers, the
+lower the best rate, by an eighth at most. A token's embedding is moved when the token comes up alone, as seldom as the
 vocabulary is large, hence its higher rate. Induction heads and the head that reads them start otherwise
 (`_induction.py`). `docs/training.md` says what is shown and what is not.
 """
