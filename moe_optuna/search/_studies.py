@@ -6,7 +6,7 @@ import contextlib
 import json
 import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from moe_optuna.samplers import TriadSampler
     from moe_optuna.space import Phase, SearchSpace
+    from moe_optuna.training import Recipe
 
 __all__ = ["FORMAT", "Studies", "refuse_others"]
 
@@ -59,6 +60,7 @@ class Studies:
     Attributes:
         space, storage, seed: The search's.
         out: Its folder, for messages.
+        recipe: What all of its trainings share.
         text: What it trains on, with the text's hash as ``content``.
         opened: By phase.
     """
@@ -67,6 +69,7 @@ class Studies:
     storage: BaseStorage
     seed: int
     out: Path
+    recipe: Recipe
     text: dict[str, Any]
     opened: dict[int, list[Study]] = field(default_factory=lambda: {0: [], 1: [], 2: []})
 
@@ -92,9 +95,11 @@ class Studies:
         study = optuna.create_study(
             storage=self.storage, study_name=name, sampler=sampler, pruner=pruner, load_if_exists=True
         )
-        self._check(study)
+        rule = self._rule(phase)
+        self._check(study, rule)
         wanted = {
             "text": self.text,
+            "training": rule,
             "phase": phase.number,
             "compute": phase.compute,
             "space": json.dumps(self.space.to_dict()),
@@ -105,7 +110,7 @@ class Studies:
         }
         known = study.user_attrs
         for key, value in wanted.items():
-            if key not in known:
+            if key not in known or key == "training":  # which may be another as long as nothing was trained
                 study.set_user_attr(key, value)
         self.opened[phase.number].append(study)
         return study, sampler
@@ -139,7 +144,16 @@ class Studies:
         data = json.loads(text)
         return Triad(**{**data, "tolerances": Tolerances(**data["tolerances"])})
 
-    def _check(self, study: Study) -> None:
+    def _rule(self, phase: Phase) -> dict[str, Any]:
+        """The recipe, and what becomes of it for the phase's first architecture: another version of the rule is seen by
+        the rates that it sets. To six digits, since processors differ in the last."""
+        from moe_optuna.training.rules import hyperparameters
+
+        first = phase.lattice[0]
+        hyper = hyperparameters(first, compute=phase.compute, tokens=phase.tokens(first), recipe=self.recipe)
+        return {**self.recipe.to_dict(), **{name: float(f"{value:.6g}") for name, value in asdict(hyper).items()}}
+
+    def _check(self, study: Study, rule: dict[str, Any]) -> None:
         known = study.user_attrs
         if "space" not in known and study.get_trials(deepcopy=False):
             raise InputError(
@@ -162,4 +176,12 @@ class Studies:
                 f"sha256 {found[:12]}, expected {began[:12]}, with which this search began: the text has changed;"
                 " expected the same text, or another folder",
                 where=self.text["data"],
+            )
+        began = known.get("training", {})
+        if began != rule and study.get_trials(deepcopy=False):
+            other = ", ".join(sorted(name for name in began | rule if began.get(name) != rule.get(name)))
+            raise InputError(
+                f"holds trainings by another rule, which differs in {other}; expected the version of moe-optuna with"
+                " which this search began, or another folder",
+                where=self.out,
             )

@@ -176,7 +176,7 @@ def search(
         text = controller.prepare(recipe.to_dict())
         check_text(space, recipe, text)
         store = store or open_storage(None, folder, workers=1)  # a new journal, now that nothing speaks against it
-        studies = Studies(space, store, seed, folder, text)
+        studies = Studies(space, store, seed, folder, recipe, text)
         stack.enter_context(studies.kept())
         if not (folder / SPACE_FILE).exists():
             write_whole(folder / SPACE_FILE, space.to_toml())

@@ -18,7 +18,7 @@ from moe_optuna.training.rules import Hyperparameters
 
 __all__ = ["identity", "of_stem", "read", "write"]
 
-FORMAT = 10
+FORMAT = 11
 
 
 def identity(

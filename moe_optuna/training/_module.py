@@ -23,6 +23,7 @@ from moe_optuna.training.rules import Hyperparameters
 __all__ = ["LanguageModelling"]
 
 _KEEP = 0.98  # of the recent load, a step
+_PART = 2**22  # numbers
 
 
 def recorder_for(module: LanguageModelling) -> Recorder | None:
@@ -99,10 +100,9 @@ class LanguageModelling(pl.LightningModule):
         if recorder is not None:
             paces = [self._pace(number) for number in range(self.hyper.steps)]
             self.captured = CapturedStep(self._one_step, paces, self.device, recorder, self._forget)
-        # Several devices, or batches, add up the gradients of parameters.
-        alone = self.trainer.world_size == self.micro_batches == 1
-        if alone and self.trainer.precision == "32-true" and self.model.path() == "native":
-            self.direct = DirectStep(self.model, self._optimizer)
+        alone = self.trainer.world_size == 1  # several devices add up the gradients of parameters
+        is_direct = alone and self.trainer.precision == "32-true" and self.model.path() == "native"
+        self.direct = DirectStep(self.model, self._optimizer) if is_direct else None
 
     def training_step(self, windows: list[Tensor], batch_index: int) -> None:
         for first in range(0, len(windows), self.micro_batches):
@@ -187,19 +187,21 @@ class LanguageModelling(pl.LightningModule):
         if not self.average:
             yield
             return
-        values = self._values()
-        current = [value.clone() for value in values]
-        self._set(values, self.average)
+        self._exchange()
         try:
             yield
         finally:
-            self._set(values, current)
+            self._exchange()
 
-    @staticmethod
     @torch.no_grad()
-    def _set(values: list[Tensor], others: list[Tensor]) -> None:
-        for value, other in zip(values, others, strict=True):
-            value.copy_(other)
+    def _exchange(self) -> None:
+        """Values for averages and back, a part at a time: a copy of all would be the most that a training holds."""
+        for pair in zip(self._values(), self.average, strict=True):
+            parts: Any = [[one] if self.sharded else one.split(_PART) for one in pair]  # type: ignore[no-untyped-call]
+            for own, other in zip(*parts, strict=True):
+                kept = own.clone()
+                own.copy_(other)
+                other.copy_(kept)
 
     def held_out_loss(self, windows: Tensor, sequences: int) -> float:
         """Mean loss [nats per token] on held-out windows (n, context_length + 1), `sequences` at a time, shared among

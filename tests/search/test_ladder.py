@@ -26,6 +26,7 @@ from moe_optuna.search import ladder, plan, search
 from moe_optuna.search._runs import COLUMNS
 from moe_optuna.search._storage import open_storage
 from moe_optuna.space import SearchSpace
+from moe_optuna.training import rules
 
 HERE = Path(__file__).parent
 STATES = ("complete", "pruned", "failed")
@@ -247,6 +248,19 @@ def test_bad_input_is_one_line_and_nothing_is_written(tmp_path, settings, messag
     with pytest.raises(InputError, match=message):
         search(arguments.pop("space"), **arguments)
     assert not (tmp_path / "out").exists() or not list((tmp_path / "out").iterdir())
+
+
+def test_trainings_by_another_rule_are_not_mixed(tmp_path, monkeypatch):
+    """Another version's rate, or memory of the second moment, moves losses by more than the band is wide."""
+    monkeypatch.setattr(ladder, "LocalExecutor", Here)
+    found = instant(tmp_path)
+    for change in ({"_ANCHOR": 2e11}, {"_beta2": lambda batch: 0.95}):
+        with monkeypatch.context() as patch:
+            for name, value in change.items():
+                patch.setattr(rules, name, value)
+            with pytest.raises(InputError, match=r"trainings by another rule, which differs in .*learning_rate"):
+                instant(tmp_path)
+    assert instant(tmp_path).to_dict() == found.to_dict()
 
 
 def test_a_text_that_does_not_fit_is_told_before_anything_is_recorded(tmp_path, monkeypatch):

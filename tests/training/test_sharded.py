@@ -49,11 +49,11 @@ def test_a_device_keeps_its_part_of_parameters_and_moments(mesh, architecture) -
 def test_the_flat_optimizer_s_steps_and_state(mesh, architecture) -> None:
     """Ten steps, with what the flat one saved after five."""
     flat_network, network = model(architecture()), model(architecture())
-    flat = FlatAdamW([{"params": list(flat_network.parameters()), "lr": 1e-2, "weight_decay": 0.1}])
+    flat = FlatAdamW([{"params": list(flat_network.parameters()), "lr": 1e-2, "weight_decay": 0.1}], beta2=0.99)
     shard(network, mesh)
 
     def sharded() -> ShardedAdamW:
-        return ShardedAdamW([{"params": list(network.parameters()), "lr": 1e-2, "weight_decay": 0.1}])
+        return ShardedAdamW([{"params": list(network.parameters()), "lr": 1e-2, "weight_decay": 0.1}], beta2=0.99)
 
     optimizer, generator = sharded(), torch.Generator().manual_seed(0)
     for step in range(10):

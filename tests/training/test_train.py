@@ -83,24 +83,40 @@ def test_a_failed_training_leaves_its_memory_to_the_next(
 
 
 @pytest.mark.skipif(native.library() is None, reason="no C compiler")
+@pytest.mark.parametrize("batch", [None, 32])
 def test_a_training_takes_its_steps_without_autograd(
-    architecture: Build, folder: Path, monkeypatch: pytest.MonkeyPatch
+    architecture: Build, folder: Path, monkeypatch: pytest.MonkeyPatch, batch: int | None
 ) -> None:
-    """To the same losses, to the last bit, as with it; several batches a step and other precisions go through it."""
-    taken = []
+    """To the same losses, to the last bit, as with it, of one batch and of two; in another precision they go through
+    it."""
+    taken, changes = [], {"micro_batch_tokens": batch}
     step = DirectStep.__call__
-    monkeypatch.setattr(DirectStep, "__call__", lambda self, window: (taken.append(1), step(self, window)))
-    result = trained(architecture(), folder)
+    monkeypatch.setattr(DirectStep, "__call__", lambda self, *windows: (taken.append(1), step(self, *windows)))
+    result = trained(architecture(), folder, changes=changes)
     assert len(taken) == result.steps > 0
     monkeypatch.setattr(
         LanguageModelling, "direct", property(lambda self: None, lambda self, value: None), raising=False
     )
-    assert trained(architecture(), folder).curve == result.curve
+    assert trained(architecture(), folder, changes=changes).curve == result.curve
     assert len(taken) == result.steps
     monkeypatch.undo()
-    monkeypatch.setattr(DirectStep, "__call__", lambda self, window: pytest.fail("no autograd"))
-    trained(architecture(), folder, changes={"micro_batch_tokens": 32})
+    monkeypatch.setattr(DirectStep, "__call__", lambda self, *windows: pytest.fail("no autograd"))
     trained(architecture(), folder, changes={"precision": "bfloat16"})
+
+
+def test_the_optimizer_s_second_moment_is_the_rule_s(
+    architecture: Build, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found, step = set(), LanguageModelling._one_step
+
+    def one_step(self: LanguageModelling, windows: Sequence[torch.Tensor], pace: Pace) -> None:
+        found.add(self._optimizer.betas)
+        step(self, windows, pace)
+
+    monkeypatch.setattr(LanguageModelling, "_one_step", one_step)
+    trained(architecture(), folder, changes={"beta2": 0.9})
+    trained(architecture(), folder)
+    assert found == {(0.9, 0.9), (0.9, 0.995)}
 
 
 def test_a_report_stops_a_training_by_false_alone(architecture: Build, folder: Path) -> None:
