@@ -63,15 +63,23 @@ def fingerprint(recipe: Recipe) -> str:
 
 
 def noise(rows: list[dict[str, Any]]) -> Iterator[str]:
-    """Lines: by budget, the relative standard deviation of final losses over seeds, of all architectures together."""
-    final: dict[float, dict[tuple[Any, ...], list[float]]] = {}
+    """Lines: by budget, the relative standard deviation of final losses over seeds, of all architectures together, and
+    what is left of it apart from what a seed does to all of them, which a search, of one seed, does not see."""
+    final: dict[float, dict[tuple[Any, ...], dict[int, float]]] = {}
     for row in rows:
-        one = final.setdefault(row["compute"], {}).setdefault((row["study"], *row["unit"]), [])
-        one.append(float(np.log(row["losses"][-1])))
+        one = final.setdefault(row["compute"], {}).setdefault((row["study"], *row["unit"]), {})
+        one[row["seed"]] = float(np.log(row["losses"][-1]))
     for compute, architectures in final.items():
-        repeated = [np.var(losses, ddof=1) for losses in architectures.values() if len(losses) > 1]
-        if repeated:
-            yield f"{compute:g} FLOPs: noise {100 * np.mean(repeated) ** 0.5:.2f} % ({len(repeated)} architectures)"
+        seeds = max((sorted(losses) for losses in architectures.values()), key=len)
+        log = np.array([list(losses.values()) for losses in architectures.values() if sorted(losses) == seeds])
+        if min(log.shape) < 2:
+            continue
+        apart = log - log.mean(1, keepdims=True)
+        n, k = log.shape
+        whole = (apart**2).sum() / (n * (k - 1))
+        own = ((apart - apart.mean(0)) ** 2).sum() / ((n - 1) * (k - 1))
+        told = f"{100 * own**0.5:.2f} % apart from what a seed does to all, {n} architectures, {k} seeds"
+        yield f"{compute:g} FLOPs: noise {100 * whole**0.5:.2f} % ({told})"
 
 
 def main() -> None:
