@@ -71,7 +71,7 @@ def noise(rows: list[dict[str, Any]]) -> Iterator[str]:
         one[row["seed"]] = float(np.log(row["losses"][-1]))
     for compute, architectures in final.items():
         seeds = max((sorted(losses) for losses in architectures.values()), key=len)
-        log = np.array([list(losses.values()) for losses in architectures.values() if sorted(losses) == seeds])
+        log = np.array([[own[s] for s in seeds] for own in architectures.values() if sorted(own) == seeds])
         if min(log.shape) < 2:
             continue
         apart = log - log.mean(1, keepdims=True)

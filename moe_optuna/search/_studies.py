@@ -110,7 +110,8 @@ class Studies:
         }
         known = study.user_attrs
         for key, value in wanted.items():
-            if key not in known or key == "training":  # which may be another as long as nothing was trained
+            # The rule may be another as long as nothing was trained.
+            if key not in known or (key == "training" and known[key] != value):
                 study.set_user_attr(key, value)
         self.opened[phase.number].append(study)
         return study, sampler

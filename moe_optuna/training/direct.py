@@ -56,9 +56,9 @@ class DirectStep:
         """
         share, total = self._gradient.new_tensor(1 / len(windows_BS1)), None
         for window_BS1 in windows_BS1:
-            if window_BS1 is not windows_BS1[0]:
-                total = self._gradient.clone() if total is None else total.add_(self._gradient)
             step = self._model.native_step(window_BS1[:, :-1], window_BS1[:, 1:])
             memory, _ = native.forward(step, self._weights, training=True)
             native.backward(step, self._weights, memory, share, share, self._into)
-        self._optimizer.update(self._gradient if total is None else total.add_(self._gradient))
+            if len(windows_BS1) > 1:
+                total = self._gradient.clone() if total is None else total.add_(self._gradient)
+        self._optimizer.update(self._gradient if total is None else total)
