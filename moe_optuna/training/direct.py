@@ -34,13 +34,13 @@ class DirectStep:
         assert model.training
         self._model, self._optimizer = model, optimizer
         self._gradient = torch.empty_like(values)
-        self._weights = native.pointers([None if weight is None else weight.data_ptr() for weight in weights])
-        into: list[int | None] = []
+        self._weights = native.pointers(weights)
+        into: list[Tensor | None] = []
         for weight in weights:
             if isinstance(weight, Parameter):
                 place = weight.data_ptr() - values.data_ptr()
                 assert 0 <= place < values.nbytes
-                into.append(self._gradient.data_ptr() + place)
+                into.append(self._gradient[place // values.element_size() :])
             else:  # a router's bias or load
                 into.append(None)
         self._into = native.pointers(into)

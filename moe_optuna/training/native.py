@@ -151,7 +151,7 @@ class Group(ctypes.Structure):
 def balance(load_LE: Tensor, biases: Sequence[Tensor], rate: float) -> None:
     """Move each router's bias, (E), by its row of the loads; all of them are to be what `takes` takes."""
     loaded: Any = library()
-    loaded.balance(*load_LE.shape, load_LE.data_ptr(), pointers([bias.data_ptr() for bias in biases]), rate)
+    loaded.balance(*load_LE.shape, load_LE.data_ptr(), pointers(biases), rate)
 
 
 def groups(sizes: Sequence[int], rates: Sequence[tuple[float, float]]) -> Any:
@@ -189,10 +189,12 @@ class Step:
             raise IndexError(f"{problem}, and at most {len(self.table)} a sequence")
 
 
-def pointers(addresses: Sequence[int | None]) -> Any:
-    """Of weights or their gradients, in the order of `Model` of the source: embedding, gain of the last norm, head, and
-    for each layer `PER_LAYER`, ``None`` for what it does not have. Loads are added to."""
-    return (ctypes.c_void_p * len(addresses))(*addresses)
+def pointers(tensors: Sequence[Tensor | None]) -> Any:
+    """Where tensors begin, in C: of weights or their gradients in the order of `Model` of the source, which is embedding,
+    gain of the last norm, head, and for each layer `PER_LAYER`, ``None`` for what it does not have. Loads are added
+    to."""
+    addresses = (None if tensor is None else tensor.data_ptr() for tensor in tensors)
+    return (ctypes.c_void_p * len(tensors))(*addresses)
 
 
 def forward(step: Step, weights: Any, *, training: bool) -> tuple[Tensor, Tensor]:
@@ -245,7 +247,7 @@ def losses(step: Step, weights: Sequence[Tensor | None]) -> tuple[Tensor, Tensor
 class _Losses(Function):
     @staticmethod
     def forward(ctx: Any, step: Step, training: bool, *weights: Tensor | None) -> tuple[Tensor, Tensor]:
-        own = pointers([None if weight is None else weight.data_ptr() for weight in weights])
+        own = pointers(weights)
         memory, both = forward(step, own, training=training)
         if training:
             ctx.save_for_backward(*weights)  # autograd tells where one has been changed since
@@ -259,7 +261,6 @@ class _Losses(Function):
         if ctx.memory is None:
             raise RuntimeError("a second backward pass through the same losses: its memory has been given back")
         gradients = [None if weight is None else torch.empty_like(weight) for weight in weights]
-        into = pointers([None if gradient is None else gradient.data_ptr() for gradient in gradients])
-        backward(ctx.step, ctx.pointers, ctx.memory, grad_loss, grad_router, into)
+        backward(ctx.step, ctx.pointers, ctx.memory, grad_loss, grad_router, pointers(gradients))
         ctx.memory = None
         return None, None, *gradients
