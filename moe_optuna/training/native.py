@@ -190,8 +190,8 @@ class Step:
 
 
 def pointers(tensors: Sequence[Tensor | None]) -> Any:
-    """Where tensors begin, in C: of weights or their gradients, in the order of `Model` of the source: embedding, gain of
-    the last norm, head, and for each layer `PER_LAYER`, ``None`` for what it does not have. Loads are added to."""
+    """Where tensors begin, in C: of weights or their gradients, in the order of `Model` of the source: embedding, gain
+    of the last norm, head, and for each layer `PER_LAYER`, ``None`` for what it does not have. Loads are added to."""
     addresses = (None if tensor is None else tensor.data_ptr() for tensor in tensors)
     return (ctypes.c_void_p * len(tensors))(*addresses)
 
