@@ -17,13 +17,21 @@ __all__ = ["check_space", "check_text", "make_folder"]
 
 
 def check_space(space: SearchSpace) -> None:
-    """Every budget, and the target, has architectures, and phase 1 trials that can be enough for its law.
+    """Heads can be trained, every budget, and the target, has architectures, and phase 1 trials that can be enough for
+    its law.
 
     Raises:
-        InputError: Where one has none, or they cannot.
+        InputError: Where they cannot, one has none, or they are not.
     """
     from moe_optuna.laws.ladder import LEAST_RUNS
 
+    heads = [("[dimensions]", space.dimensions.d_head), *(("[[scale]]", each.d_head or ()) for each in space.scale)]
+    for table, sizes in heads:
+        for size in sizes:
+            if size % 2:  # of a list, phase 2 alone would come across it
+                raise InputError(
+                    f"{size}, expected an even number for rotary positions", where=f"{space.name}: {table} d_head"
+                )
     plan = space.search
     runs = differing = 0
     for step, compute in enumerate(space.budgets):

@@ -43,6 +43,19 @@ def test_what_a_phase_has_no_architectures_for_is_no_trial(two, runs):
         check_space(space)
 
 
+@pytest.mark.parametrize(
+    ("changes", "table"),
+    [
+        ({"dimensions": tiny_space().to_dict()["dimensions"] | {"d_head": [8, 7]}}, r"\[dimensions\]"),
+        ({"scale": [{"compute": 3e10, "d_head": 7}]}, r"\[\[scale\]\]"),
+    ],
+)
+def test_heads_that_no_trial_could_train_are_told_before_anything_starts(tmp_path, changes, table):
+    with pytest.raises(InputError, match=rf"^tiny: {table} d_head: 7, expected an even number"):
+        search(tiny_space(**changes), out=tmp_path / "out", trial="instant_trials")
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize("plan", [(0, 3, 0, 0), (0, 2, 0, 1), (1, 3, 1, 1), (3, 1, 0, 4)])
 def test_the_fewest_trials_that_can_be_enough_are(tmp_path, monkeypatch, plan):
     monkeypatch.setattr(ladder, "LocalExecutor", Here)
