@@ -83,7 +83,7 @@ class SearchResult:
 
 
 def search(
-    space: SearchSpace | str,
+    space: SearchSpace | str | Path,
     *,
     out: str | Path | None = None,
     storage: str | None = None,
@@ -118,7 +118,9 @@ def search(
     from moe_optuna.space import SearchSpace
     from moe_optuna.training import Recipe, find_text
 
-    space = SearchSpace.load(space) if isinstance(space, str) else space
+    space = SearchSpace.load(space) if isinstance(space, (str, Path)) else space
+    if not isinstance(space, SearchSpace):
+        raise InputError(f"a {type(space).__name__}, expected a search space, its name or a path", where="space")
     recipe = Recipe.from_table(space.training, where=f"{space.name}: [training]")
     if executor not in EXECUTORS:
         raise InputError(f"{executor!r}, expected local or ray{did_you_mean(executor, EXECUTORS)}", where="--executor")

@@ -225,6 +225,8 @@ def test_the_laws_of_a_search_find_its_space(finished, capsys):
         ({"workers": -1, "space": tiny_space(target=1e20)}, "--workers: -1"),  # what costs nothing comes first
         ({"workers": 2, "storage": "sqlite:///x.db"}, "SQLite locks the whole file"),
         ({"space": "cpuu"}, "no such search space"),
+        ({"space": Path("mine.toml")}, "^mine.toml: No such file"),
+        ({"space": {"name": "mine"}}, "^space: a dict, expected a search space, its name or a path"),
         ({"space": tiny_space(budgets=[1.5, 3e9])}, "1.5 FLOPs"),
         ({"space": tiny_space(budgets=[1e9, 1e18], target=1e20)}, r"1e\+18 FLOPs"),
         ({"space": tiny_space(target=1e20)}, r"1e\+20 FLOPs"),
