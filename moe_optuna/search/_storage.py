@@ -126,6 +126,8 @@ def open_storage(url: str | None, out: Path, *, workers: int, create: bool = Tru
         if not create:
             _find_file(url)
         return open_database(url)
+    except InputError:
+        raise
     except ModuleNotFoundError as error:
         raise InputError(
             f"needs the module {error.name!r}; pip install 'moe-optuna[postgres]' brings psycopg for PostgreSQL",

@@ -144,6 +144,7 @@ def test_a_storage_of_another_search_is_refused(planted, studies, tmp_path, monk
         assert stop.value.code == 2
         err = capsys.readouterr().err
         assert says in err
+        assert err.count("--storage") == 1
         assert err.count("\n") == 1
     assert not missing.exists()
     with pytest.raises(SystemExit) as stop:
