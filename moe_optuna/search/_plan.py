@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import astuple, replace
+from numbers import Real
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -55,7 +56,7 @@ def plan(compute: float, *, laws: LadderLaws | None = None, space: SearchSpace |
     from moe_optuna.laws import LadderLaws
     from moe_optuna.space import SearchSpace
 
-    if isinstance(compute, bool) or not isinstance(compute, (int, float)) or not math.isfinite(compute) or compute <= 0:
+    if isinstance(compute, bool) or not isinstance(compute, Real) or not math.isfinite(compute) or compute <= 0:
         raise InputError(f"{compute!r}, expected a positive finite number of training FLOPs", where="compute")
     compute = float(compute)
     laws = laws or LadderLaws.published()

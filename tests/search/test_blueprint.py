@@ -180,6 +180,13 @@ def test_a_bad_budget_is_named(compute: object) -> None:
         plan(compute)
 
 
+@pytest.mark.parametrize("compute", [np.int64(3 * 10**18), np.float32(3e18)])
+def test_a_budget_may_be_numpy_s(compute: np.number) -> None:
+    blueprint = plan(compute)
+    assert type(blueprint.compute) is float
+    assert blueprint == plan(float(compute))
+
+
 @pytest.mark.parametrize(
     ("compute", "says"), [(1e-300, "expansion_ratio: 1.0, expected"), (1e300, "compute_density: 6.0, expected")]
 )
