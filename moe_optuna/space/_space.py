@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 __all__ = ["AllocationLaw", "Axes", "Reference", "SearchPlan", "SearchSpace"]
 
 _FOLDERS = (Path(__file__).parents[1] / "search_spaces", Path(__file__).parents[2] / "search_spaces")
+_KINDS = {"tuple_type": "a list", "model_type": "a table", "dict_type": "a table", "dataclass_type": "a table"}
+"""What pydantic calls by Python's names, as TOML does."""
 _LEAST = {"allocation": 0.0, "compute_density": 6.0, "expansion_ratio": 1.0}
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -83,7 +85,11 @@ class Reference(Frozen):
 
 
 def _as_tuple(value: Any) -> Any:
-    return (value,) if isinstance(value, int) and not isinstance(value, bool) else value
+    if isinstance(value, (list, tuple)):
+        return value
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise ValueError(f"{value!r}, expected an integer or a list of integers")
+    return (value,)
 
 
 Trials = Annotated[tuple[NonNegativeInt, ...], BeforeValidator(_as_tuple), Field(min_length=1)]
@@ -342,6 +348,8 @@ def _one_line(error: ValidationError) -> str:
     message = first["msg"].removeprefix("Value error, ")
     if first["type"] == "value_error":
         return f"{where}: {message}" if where else message
+    if first["type"] in _KINDS:
+        return f"{where} = {first['input']!r}: expected {_KINDS[first['type']]}"
     return f"{where} = {first['input']!r}: {message[0].lower()}{message[1:]}"
 
 
