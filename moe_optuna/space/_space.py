@@ -134,7 +134,8 @@ class SearchSpace(Frozen):
     """
 
     format: Literal[1] = 1
-    name: str = Field(pattern=r"^[A-Za-z0-9][\w.-]*$")  # folders and studies are called after it
+    # Folders and studies are called after it, with some words more, in at most 255 bytes.
+    name: str = Field(pattern=r"^[A-Za-z0-9][\w.-]*$", max_length=60)
     budgets: tuple[Positive, ...] = Field(min_length=1)
     target: Positive
     allocation_law: AllocationLaw

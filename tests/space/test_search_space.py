@@ -52,6 +52,7 @@ def test_repr_tells_the_problem(name: str) -> None:
         ("high = 512", "high = -3", "dimensions.d_model.high = -3"),
         ("d_head = 16", "d_head = 16.5", "dimensions.d_head: 16.5, expected an integer or a list of integers"),
         ("n_heads = 2", "n_heads = [2, 2]", "dimensions.n_heads: [2, 2], expected one or more distinct integers"),
+        ('name = "', f'name = "{"a" * 60}', "string should have at most 60 characters"),
         ("one = ", "one = 3.5 #", "search.one: 3.5, expected an integer or a list of integers"),
         ("one = ", "one = true #", "search.one: True, expected an integer or a list of integers"),
         ("budgets = ", "budgets = 1e11 #", "budgets = 100000000000.0: expected a list"),
