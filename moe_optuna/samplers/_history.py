@@ -13,9 +13,9 @@ from moe_optuna.errors import InputError
 from moe_optuna.pruners import COLLAPSED, finished_curves, forecast
 from moe_optuna.samplers._compat import claimed, enqueued_params
 
-__all__ = ["History", "Run"]
+__all__ = ["ABSURD", "History", "Run"]
 
-_ABSURD = 1e6  # nats per token: a penalty, not a loss
+ABSURD = 1e6  # nats per token: a penalty, not a loss
 
 Locate = Callable[[Mapping[str, Any], Mapping[str, Any]], int | None]
 
@@ -149,4 +149,4 @@ def _ended(trial: FrozenTrial) -> tuple[str, int]:
 
 
 def _is_loss(value: float) -> bool:
-    return 0 < value < _ABSURD
+    return 0 < value < ABSURD

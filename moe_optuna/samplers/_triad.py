@@ -24,7 +24,7 @@ from moe_optuna.samplers import _compat
 from moe_optuna.samplers._belief import Belief, Parent, budget_of
 from moe_optuna.samplers._design import fill
 from moe_optuna.samplers._features import Features
-from moe_optuna.samplers._history import History
+from moe_optuna.samplers._history import ABSURD, History
 from moe_optuna.samplers._opening import Opening
 
 if TYPE_CHECKING:
@@ -201,7 +201,8 @@ class TriadSampler(BaseSampler):
             if not belief.informed:
                 found = "no finished trial"
                 if count := sum(trial.state == TrialState.COMPLETE for trial in _compat.all_trials(study)):
-                    found = f"{count} finished trial{'s' * (count > 1)}, none of the phase with a positive finite loss"
+                    trials = f"{count} finished trial{'s' * (count > 1)}"
+                    found = f"{trials}, none of the phase with a positive loss below {ABSURD:.0e} nats per token"
                 raise InputError(f"{found}; expected at least one", where=study.study_name)
             index, optimum = belief.optimum()
         coordinates = self._phase.coordinates[index]
