@@ -96,8 +96,9 @@ class RayExecutor:
                     include_dashboard=None if address else False,
                     logging_level=logging.WARNING,
                 )
-            except (ConnectionError, ValueError, RuntimeError) as error:
-                raise InputError(str(error).splitlines()[0], where=f"--ray-address {address}") from None
+            except Exception as error:  # which Ray itself raises where a node does not come up
+                where = f"--ray-address {address}" if address else "--executor ray"
+                raise InputError(next(iter(str(error).splitlines()), repr(error)), where=where) from None
         resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
         gpus = int(resources.get("GPU", 0))
         if devices_per_trial > gpus > 0:

@@ -56,6 +56,20 @@ def test_a_node_is_lost_and_no_trial_with_it(tmp_path, temporary):
     assert len(set(steps)) == 96
 
 
+@pytest.mark.parametrize(("address", "where"), [(None, "--executor ray"), ("auto", "--ray-address auto")])
+def test_a_cluster_that_does_not_come_up_is_one_line(tmp_path, monkeypatch, address, where):
+    import ray
+
+    from moe_optuna.search._ray import RayExecutor
+
+    def init(**settings):
+        raise Exception("The current node timed out during startup.\nSee the logs.")
+
+    monkeypatch.setattr(ray, "init", init)
+    with pytest.raises(InputError, match=f"^{where}: The current node timed out during startup.$"):
+        RayExecutor(1, address=address, module="instant_trials", logs=tmp_path)
+
+
 def test_a_cluster_that_is_not_there_is_one_line(tmp_path):
     from moe_optuna.search._ray import RayExecutor
 
