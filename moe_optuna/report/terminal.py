@@ -187,7 +187,7 @@ def _cell(value: Any) -> Text:
 def _rows(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> Table:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
     for place, name in enumerate(columns):
-        table.add_column(Text(name), justify="right" if place else "left")
+        table.add_column(Text(name), justify="right" if place else "left", overflow="fold")
     for row in rows:
         table.add_row(*map(_cell, row))
     return table

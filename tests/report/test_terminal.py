@@ -56,6 +56,10 @@ def test_plan(blueprint):
     assert all(each.why.split(":")[0] in text for each in blueprint.alternatives)
 
 
+def test_a_narrow_terminal_cuts_no_names(blueprint):
+    assert "…" not in printed(_held_out(blueprint.held_out["axes"]), width=80)
+
+
 def test_plan_without_a_loss_says_why(blueprint):
     payload = blueprint.to_dict() | {"predicted_loss": None, "no_loss": "the published laws do not give the loss"}
     assert "the published laws do not give the loss" in printed(render_plan(payload))
