@@ -119,7 +119,9 @@ def test_fit_draws_groups_together(capsys: pytest.CaptureFixture[str], tmp_path:
     loss = (1.8 + 480 / size**0.35 + 2085 / tokens**0.37) * np.exp(0.01 * random.standard_normal(60))
     path = tmp_path / "runs.csv"
     rows = [
-        f"{n},{d},{y},run-{k}" for k, (n, d, y) in enumerate(zip(size, tokens, loss, strict=True)) for _ in range(9)
+        f"{n},{d},{y * (1 + 1e-9 * copy)},run-{k}"
+        for k, (n, d, y) in enumerate(zip(size, tokens, loss, strict=True))
+        for copy in range(9)
     ]
     path.write_text("\n".join(["total_params,tokens,loss,run", *rows]))
 

@@ -44,6 +44,8 @@ def fit(
 ) -> Fit:
     """Fit a law to runs: the least sum of Huber's loss of the log residuals, over the physical region, globally.
 
+    Runs that are equal in all columns are the same training, given again: it counts once.
+
     Args:
         law: Name of a form (`forms.FORMS`).
         columns: The columns that it reads, ``(n,)`` each; others are passed over.
@@ -58,15 +60,19 @@ def fit(
             has coefficients, plus one.
     """
     wanted = form(law)
-    table = checked(wanted, columns)
-    rows, p = len(table[wanted.target]), len(wanted.parameters)
+    given = checked(wanted, columns)
+    kept = _distinct_rows(given)
+    table = {name: values[kept] for name, values in given.items()}
+    again = len(given[wanted.target]) - len(kept)
+    rows, p = len(kept), len(wanted.parameters)
     if rows <= p:
-        raise InputError(f"{rows} runs, expected more than its {p} coefficients", where=law)
+        different = " different" if again else ""
+        raise InputError(f"{rows}{different} runs, expected more than its {p} coefficients", where=law)
     bootstraps = whole_number(bootstraps, "bootstraps", least=0)
     delta = wanted.delta if delta is None else delta
     if not delta > 0:
         raise InputError(f"{delta!r}, expected a positive number", where="delta")
-    labels = _labels(groups, rows)
+    labels = _labels(groups, kept, rows + again)
 
     problem = Problem.of(wanted, wanted.read(table), table[wanted.target])
     optima_SP, objective = _search(problem, delta)
@@ -96,9 +102,10 @@ def fit(
         noise=noise,
         noise_source=noise_source,
         rows=rows,
+        again=again,
         groups=int(labels.max()) + 1,
         held_out=_held_out(wanted, table, labels, delta, min(bootstraps, 100), rng) if score else HeldOut(rows=0),
-        influential=_influential(wanted, table, problem, optima_SP[0], delta, labels) if score else None,
+        influential=_influential(wanted, table, problem, optima_SP[0], delta, labels, kept) if score else None,
         misfit=misfit(table, wanted.inputs, residuals) if score else {},
         draws={name: [float(f"{v:.10g}") for v in column] for name, column in zip(names, drawn.T, strict=True)}
         if bootstraps
@@ -106,13 +113,19 @@ def fit(
     )
 
 
-def _labels(groups: ArrayLike | None, rows: int) -> NDArray[np.intp]:
+def _distinct_rows(table: Mapping[str, Array]) -> NDArray[np.intp]:
+    """The first of each row that is there once or more, in their order."""
+    return np.sort(np.unique(np.stack(list(table.values()), axis=1), axis=0, return_index=True)[1])
+
+
+def _labels(groups: ArrayLike | None, kept: NDArray[np.intp], rows: int) -> NDArray[np.intp]:
+    """Labels of the runs that are kept of all rows."""
     if groups is None:
-        return np.arange(rows)
+        return np.arange(len(kept))
     given = np.asarray(groups)
     if given.shape != (rows,):
         raise InputError(f"shape {given.shape}, expected ({rows},), one label a run", where="groups")
-    labels = np.unique(given, return_inverse=True)[1].astype(np.intp)
+    labels = np.unique(given[kept], return_inverse=True)[1].astype(np.intp)
     if labels.max() == 0:
         raise InputError("one group, expected at least 2", where="groups")
     return labels
@@ -164,17 +177,13 @@ def _bootstrap(
 
 
 def _noise(wanted: Form, table: Mapping[str, Array], residuals: Array, p: int) -> tuple[float, str]:
-    """Relative standard deviation of a run: pooled over runs with equal inputs, or else of the residuals. A run with
-    equal inputs and the same target is the same training again, and tells nothing of it.
-    """
-    runs = np.stack([table[name] for name in wanted.columns], axis=1)
-    distinct = np.sort(np.unique(runs, axis=0, return_index=True)[1])
-    inputs = runs[distinct, :-1]
+    """Relative standard deviation of a run: pooled over runs with equal inputs, or else of the residuals."""
+    inputs = np.stack([table[name] for name in wanted.inputs], axis=1)
     cell = np.unique(inputs, axis=0, return_inverse=True)[1].ravel()
     counts = np.bincount(cell)
     freedom = int((counts - 1).sum())
     if freedom >= 5:
-        logs = np.log(table[wanted.target][distinct])
+        logs = np.log(table[wanted.target])
         means = np.bincount(cell, logs) / counts
         return float(np.sqrt(((logs - means[cell]) ** 2).sum() / freedom)), "repeats"
     return float(np.sqrt((residuals**2).sum() / (len(residuals) - p))), "residuals"
@@ -251,13 +260,14 @@ def _influential(
     phi_P: Array,
     delta: float,
     labels: NDArray[np.intp],
+    kept: NDArray[np.intp],
 ) -> dict[str, Any] | None:
     found = influence(problem, phi_P, delta, labels)
     if found is None:
         return None
     values = map(float, problem.coefficients(found.phi[None])[0])
     return {
-        "rows": [int(row) + 1 for row in found.rows],
+        "rows": [int(kept[row]) + 1 for row in found.rows],
         "runs": [{name: float(table[name][row]) for name in wanted.columns} for row in found.rows],
         "coefficient": wanted.names[found.coefficient],
         "shift": found.shift,

@@ -59,6 +59,7 @@ class Fit:
         noise: Relative standard deviation of a run.
         noise_source: `repeats` (runs with equal inputs) or `residuals`.
         rows, groups: Runs, and groups that the bootstrap draws.
+        again: Further rows of the table, each the same as one of these runs in all columns, that do not count.
         held_out: Score on the largest runs.
         influential: The few runs without which a coefficient moves by errors of its own, with the coefficients without
             them; rows count from 1.
@@ -77,6 +78,7 @@ class Fit:
     noise: float
     noise_source: str
     rows: int
+    again: int
     groups: int
     held_out: HeldOut
     influential: dict[str, Any] | None
@@ -92,6 +94,8 @@ class Fit:
     def notes(self) -> list[str]:
         """What a reader of the coefficients must know."""
         found = [f"{name} is {verdict}" for name, verdict in self.identifiability.items() if verdict != "identified"]
+        if self.again:
+            found.append(f"{self.again} of {self.rows + self.again} rows give a run again: each run counts once")
         if self.influential:
             rows = ", ".join(str(row) for row in self.influential["rows"])
             name, shift = self.influential["coefficient"], self.influential["shift"]
@@ -146,6 +150,7 @@ class Fit:
             "objective": self.objective,
             "delta": self.delta,
             "rows": self.rows,
+            "again": self.again,
             "groups": self.groups,
             "held_out": dict(vars(self.held_out)),
             "influential": self.influential,

@@ -208,11 +208,25 @@ def test_noise_comes_from_repeats_and_groups_widen_intervals():
         assert widths[1] > 1.4 * widths[0]
 
 
-def test_the_same_run_again_tells_nothing_of_the_noise():
+def test_a_run_that_is_given_again_counts_once():
+    runs = simulate("chinchilla", 40, 1, noise=0.01, **TRUTH)
+    runs["loss"][[3, 30]] *= 1.3
+    labels = np.arange(40) // 2
+    thrice = {name: np.repeat(values, 3) for name, values in runs.items()}
+    for groups in (None, labels):
+        once = fit("chinchilla", runs, bootstraps=20, groups=groups).to_dict()
+        labelled = None if groups is None else np.repeat(groups, 3)
+        again = fit("chinchilla", thrice, bootstraps=20, groups=labelled).to_dict()
+        assert (once["again"], again["again"]) == (0, 80)
+        assert "80 of 120 rows give a run again: each run counts once" in again["notes"]
+        named = once["influential"] and [3 * (row - 1) + 1 for row in once["influential"]["rows"]]
+        assert (again["influential"] and again["influential"]["rows"]) == named
+        for key in once.keys() - {"again", "notes", "influential"}:
+            assert again[key] == once[key], key
+
+
+def test_noise_is_not_of_runs_that_are_given_again():
     runs = simulate("chinchilla", 50, 0, noise=0.01, **TRUTH)
-    twice = fit("chinchilla", {name: np.tile(values, 2) for name, values in runs.items()}, bootstraps=0, score=False)
-    assert twice.noise_source == "residuals"
-    assert twice.noise == pytest.approx(0.01, rel=0.3)
     rng = np.random.default_rng(0)
     repeats = {name: np.tile(values, 4) for name, values in runs.items()}
     repeats["loss"] = repeats["loss"] * np.exp(0.002 * rng.standard_normal(200))
