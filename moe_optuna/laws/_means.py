@@ -58,11 +58,12 @@ class Mean:
 
     def _descend(self, theta: Array, h: Array, w: Array, y: Array, factor: Array) -> tuple[float, Array]:
         def at(point: Array) -> tuple[float, Array, Array]:
-            values, jacobian = self.evaluate(point, h, w)
-            white = solve_triangular(factor, np.column_stack([y - values, jacobian]), lower=True)
+            with np.errstate(over="ignore", divide="ignore", invalid="ignore"):  # far out: not finite, and no better
+                values, jacobian = self.evaluate(point, h, w)
+            white = solve_triangular(factor, np.column_stack([y - values, jacobian]), lower=True, check_finite=False)
             residual = np.concatenate([white[:, 0], (self.prior_mean - point) / self.prior_sd])
             slope = np.vstack([white[:, 1:], np.diag(1 / self.prior_sd)])
-            return float(residual @ residual), residual, slope
+            return float(residual @ residual) if np.isfinite(slope).all() else np.inf, residual, slope
 
         value, residual, slope = at(theta)
         damping = 1e-3

@@ -101,6 +101,25 @@ def test_intervals_of_small_noisy_ladders_cover_what_they_extrapolate_to() -> No
     assert growths.count("can't tell") >= 8  # so few and so noisy runs cannot tell the growth of a band
 
 
+def test_runs_that_diverged_end_no_fit() -> None:
+    """A tenth of the runs end 5 to 80 % too high, as where the rate was too large for them."""
+    covered = []
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for seed in (6, 16, 17, 24):
+            columns = runs([1e18, 3e18, 1e19], (0, 20, 0), 0.002, seed)
+            rng = np.random.default_rng(seed)
+            bad = rng.random(len(columns["loss"])) < 0.1
+            columns["loss"] *= np.exp(np.where(bad, rng.uniform(0.05, 0.6, len(bad)), 0.0))
+            laws = fit_ladder(columns, score=False)
+            for name in ("compute_density", "expansion_ratio"):
+                low, high = laws.predict(name, 1e20)[1]
+                covered.append(low <= optimum(1e20)[name] <= high)
+            low, high = laws.predict("loss", 1e20)[1]
+            covered.append(low <= least(1e20) <= high)
+    assert np.mean(covered) >= 0.9
+
+
 @pytest.mark.parametrize("compute", [1e20, 1e24, 1e26, 1e28])
 def test_a_published_optimum_follows_its_line_however_far(compute: float) -> None:
     """Value and interval against the textbook's line and its standard error; 6 is the floor of compute density."""
