@@ -107,9 +107,8 @@ def fit(
         held_out=_held_out(wanted, table, labels, delta, min(bootstraps, 100), rng) if score else HeldOut(rows=0),
         influential=_influential(wanted, table, problem, optima_SP[0], delta, labels, kept) if score else None,
         misfit=misfit(table, wanted.inputs, residuals) if score else {},
-        draws={name: [float(f"{v:.10g}") for v in column] for name, column in zip(names, drawn.T, strict=True)}
-        if bootstraps
-        else {name: [] for name in names},
+        draws=_listed(names, drawn if bootstraps else drawn[:0]),
+        edges=_listed(names, wanted.coefficients(walked.edges)),
     )
 
 
@@ -194,6 +193,10 @@ def _ordered(names: tuple[str, ...], one: Array, other: Array) -> dict[str, tupl
     return {name: (float(low), float(high)) for name, low, high in ends}
 
 
+def _listed(names: tuple[str, ...], values_SP: Array) -> dict[str, list[float]]:
+    return {name: [float(f"{v:.10g}") for v in column] for name, column in zip(names, values_SP.T, strict=True)}
+
+
 def _verdicts(wanted: Form, walked: Profile) -> dict[str, str]:
     verdicts = {}
     for i, parameter in enumerate(wanted.parameters):
@@ -233,18 +236,19 @@ def _held_out(
         return HeldOut(rows=0)
     inner = {name: values[~outside] for name, values in table.items()}
     problem = Problem.of(wanted, wanted.read(inner), inner[wanted.target])
-    optima_SP, _ = _search(problem, delta)
+    optima_SP, objective = _search(problem, delta)
     kept = np.unique(labels[~outside], return_inverse=True)[1]
     draws_BP = np.concatenate([optima_SP[:1], _bootstrap(problem, optima_SP, delta, kept, bootstraps, rng)])
+    edges_EP = profile(problem, optima_SP, objective, delta, kept).edges
     residuals = problem.residuals(optima_SP[:1])[0][0]
     features = wanted.read({name: values[outside] for name, values in table.items()})
-    logs, _ = wanted.log_model(features, problem.coordinates(draws_BP))
+    draws, edges = (wanted.log_model(features, each)[0] for each in (problem.coordinates(draws_BP), edges_EP))
     truth = np.log(table[wanted.target][outside])
     missing = missed(misfit(inner, wanted.inputs, residuals), {name: table[name][outside] for name in wanted.inputs})
     noise = np.hypot(missing, np.sqrt((residuals**2).sum() / (len(residuals) - p)))
-    logs = logs[0] + (logs - logs[0]) * widening(0.95, len(residuals), p, int(kept.max()) + 1)
-    low, high = log_interval(logs, noise, 0.95)
-    error = logs[0] - truth
+    wider = widening(0.95, len(residuals), p, int(kept.max()) + 1)
+    low, high = log_interval(draws[0], draws, edges, noise, 0.95, wider)
+    error = draws[0] - truth
     return HeldOut(
         rows=int(outside.sum()),
         rmse_log=float(np.sqrt(np.mean(error**2))),

@@ -65,6 +65,7 @@ class Fit:
             them; rows count from 1.
         misfit: Curves that the residuals follow along an input (`misfit.Curve`): what the law misses.
         draws: Coefficients of each bootstrap fit.
+        edges: Coefficients at each end of `intervals`: one is held there, and all others are fitted.
     """
 
     law: str
@@ -84,6 +85,7 @@ class Fit:
     influential: dict[str, Any] | None
     misfit: dict[str, Curve]
     draws: dict[str, list[float]] = field(repr=False)
+    edges: dict[str, list[float]] = field(repr=False)
 
     @property
     def form(self) -> Form:
@@ -115,8 +117,9 @@ class Fit:
     ) -> tuple[Array, Array]:
         """Interval of the law's value, or with `noise` of a run there, in the shape of the columns.
 
-        It is that of the bootstrap, about the optimum and as much wider as few runs ask for (`_intervals.widening`).
-        Where the residuals bend, what the bend comes to at the columns counts as an error of the law.
+        It is that of the bootstrap, about the optimum and as much wider as few runs ask for (`_intervals.widening`),
+        and holds what the `edges` say, which no bootstrap reaches where a coefficient is not identified. Where the
+        residuals bend, what the bend comes to at the columns counts as an error of the law.
 
         Raises:
             InputError: Where the level is not a fraction, or the fit was made without a bootstrap.
@@ -126,12 +129,13 @@ class Fit:
         if not 0 < level < 1:
             raise InputError(f"{level!r}, expected a fraction above 0 and below 1, such as 0.95", where="level")
         shape = np.broadcast_shapes(*(np.shape(columns[name]) for name in self.form.inputs if name in columns))
-        logs, _ = self.form.log_model(self.form.read(columns), self.form.coordinates(self.draws))
+        features = self.form.read(columns)
+        draws, edges = (self.form.log_model(features, self.form.coordinates(c))[0] for c in (self.draws, self.edges))
         given = {name: np.broadcast_to(np.asarray(columns[name], float), shape).ravel() for name in self.misfit}
         error = np.hypot(missed(self.misfit, given), max(self.noise, self.rmse_log) if noise else 0.0)
-        centre = np.log(self.predict(columns)).reshape(1, -1)
-        logs = centre + (logs - centre) * widening(level, self.rows, len(self.coefficients), self.groups)
-        low, high = log_interval(logs, error, level)
+        centre = np.log(self.predict(columns)).ravel()
+        wider = widening(level, self.rows, len(self.coefficients), self.groups)
+        low, high = log_interval(centre, draws, edges, error, level, wider)
         return np.exp(low).reshape(shape), np.exp(high).reshape(shape)
 
     def to_dict(self) -> dict[str, Any]:
@@ -157,6 +161,7 @@ class Fit:
             "misfit": {name: list(curve) for name, curve in self.misfit.items()},
             "notes": self.notes,
             "draws": self.draws,
+            "edges": self.edges,
         }
 
     @classmethod
@@ -198,11 +203,28 @@ class Fit:
         return cls.from_dict(read_object(path, expected="what `fit --json` prints"), where=path)
 
 
-def log_interval(logs_SN: Array, noise: Array | float, level: float) -> tuple[Array, Array]:
-    """Quantiles ``(n,)`` over draws, widened by normal noise, a number or ``(n,)``, at evenly spread quantiles."""
+def log_interval(
+    centre_N: Array, draws_SN: Array, edges_EN: Array, noise: Array | float, level: float, wider: float
+) -> tuple[Array, Array]:
+    """Ends ``(n,)`` of an interval of log values.
+
+    Args:
+        centre_N: At the optimum.
+        draws_SN: Of a bootstrap, whose quantiles about the optimum are `wider` than normal.
+        edges_EN: At the ends of the coefficients' 95 % intervals; not finite where the law has no value there. Where
+            a law is identified they lie inside: a value moves less with one coefficient than with the worst of all.
+        noise: Standard deviation of normal noise, a number or ``(n,)``; it is at evenly spread quantiles.
+    """
     from scipy.special import ndtri
 
     quantiles = ndtri((np.arange(41) + 0.5) / 41) if np.any(noise) else np.zeros(1)
-    blurred = (logs_SN[:, None, :] + quantiles[:, None] * noise).reshape(-1, logs_SN.shape[1])
+    logs_SN = centre_N + (draws_SN - centre_N) * wider
+    blurred = (logs_SN[:, None, :] + quantiles[:, None] * noise).reshape(-1, len(centre_N))
     low, high = np.quantile(blurred, [0.5 - level / 2, 0.5 + level / 2], axis=0)
-    return low, high
+    normal = ndtri(0.5 + level / 2)
+    away_EN = np.where(np.isfinite(edges_EN), edges_EN - centre_N, 0.0) * normal / ndtri(0.975)
+    below, above = np.minimum(away_EN, 0.0).min(0), np.maximum(away_EN, 0.0).max(0)
+    return (
+        np.minimum(low, centre_N - np.hypot(below, normal * noise)),
+        np.maximum(high, centre_N + np.hypot(above, normal * noise)),
+    )

@@ -36,6 +36,7 @@ class Profile:
         low, high: The ends; an open one is where the physical region ends.
         open_low, open_high: Whether the data set no such end.
         error: Standard errors ``(p,)``, in the formula's coordinates.
+        edges: At each end, the low ones first, the fit of all others, ``(2 p, p)`` in the formula's coordinates.
         better: A lower optimum, ``(p,)`` centred, where a profile came across one.
     """
 
@@ -44,6 +45,7 @@ class Profile:
     open_low: NDArray[np.bool_]
     open_high: NDArray[np.bool_]
     error: Array
+    edges: Array
     better: Array | None
 
 
@@ -187,4 +189,5 @@ def profile(
     open_S |= np.isnan(end_S) & np.isnan(outer_S)
     end_S = np.where(np.isnan(end_S), np.where(np.isnan(outer_S), inner_S, distance_S), end_S)
     ends = centre_S + sign * end_S + problem.offset[index]
-    return Profile(ends[:p], ends[p:], open_S[:p], open_S[p:], error_S[:p], better)
+    edges_SP = problem.coordinates(np.linalg.solve(to_SPP, nearest_SP[..., None])[..., 0])
+    return Profile(ends[:p], ends[p:], open_S[:p], open_S[p:], error_S[:p], edges_SP, better)

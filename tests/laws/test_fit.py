@@ -265,6 +265,23 @@ def test_prediction_intervals_cover_new_runs():
             found.interval(new, level=level)
 
 
+def test_prediction_intervals_hold_the_truth_where_one_budget_does_not_identify_the_law():
+    """Twelve sizes at 1e20 FLOPs: next to them, and with ten times the tokens and the parameters of any."""
+    covered = []
+    for seed in range(8):
+        size = 1e9 * np.geomspace(0.25, 4, 12)
+        runs = {"total_params": size, "tokens": 1e20 / (6 * size)}
+        noise = np.exp(0.005 * np.random.default_rng(seed).standard_normal(12))
+        runs["loss"] = FORMS["chinchilla"].predict(runs, TRUTH) * noise
+        found = fit("chinchilla", runs, bootstraps=50, score=False)
+        asked = {"total_params": np.array([1e9, 1.5e10, 1e9]), "tokens": np.array([2e10, 2e12, 1e12])}
+        low, high = found.interval(asked)
+        truth = FORMS["chinchilla"].predict(asked, TRUTH)
+        covered.append((low <= truth) & (truth <= high))
+        assert (high[0] - low[0]) / truth[0] < 0.04  # beside the runs it still says something
+    assert np.mean(covered) > 0.9
+
+
 @pytest.mark.parametrize("rows", [6, 12, 30])
 def test_intervals_of_few_runs_are_as_wide_as_the_textbook_s(rows):
     """A line in the logarithms under squared errors: Student's interval of ordinary regression is exact."""
