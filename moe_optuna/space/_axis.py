@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from numbers import Real
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -55,8 +56,10 @@ class Axis:
         return np.asarray(np.clip(self.pole + (self.low - self.pole) * ratio**unit, self.low, self.high))
 
     def contains(self, value: float) -> bool:
-        """Whether a value lies on the axis."""
-        return value in self.choices if self.choices else bool(self.low <= value <= self.high)
+        """Whether a value lies on the axis; what is no number, as a foreign trial may hold, does not."""
+        if self.choices:
+            return value in self.choices
+        return isinstance(value, Real) and bool(self.low <= value <= self.high)
 
     @property
     def distribution(self) -> BaseDistribution:

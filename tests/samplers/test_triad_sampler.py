@@ -198,6 +198,16 @@ def test_enqueued_trials(phase: Phase, phase_two: Phase, data: st.DataObject) ->
         proposed.add(index)
 
 
+def test_trials_whose_parameters_are_no_numbers_are_passed_over(phase: Phase) -> None:
+    study = optuna.create_study(sampler=TriadSampler(phase, seed=0))
+    words = {axis.name: optuna.distributions.CategoricalDistribution((None, "low")) for axis in phase.axes}
+    for word in (None, "low"):
+        study.add_trial(optuna.create_trial(value=3.0, params=dict.fromkeys(words, word), distributions=words))
+    trial = study.ask()
+    study.enqueue_trial(dict.fromkeys(words, "low"))
+    assert phase.suggest(trial) in list(phase.lattice)
+
+
 def test_what_waits_in_the_queue_is_not_proposed(phase: Phase) -> None:
     def proposal(queued: dict[str, float] | None) -> dict[str, float]:
         study = optuna.create_study(sampler=TriadSampler(phase, seed=0))

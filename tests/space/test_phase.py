@@ -116,6 +116,9 @@ def test_index_takes_the_nearest_and_none_where_nothing_is_near() -> None:
     assert phase.index(params | {"width": params["width"] + 1e-7}) == index
     assert phase.index(params | {"n_experts": 7}) is None
     assert phase.index(params | {"width": 1.5}) is None
+    assert phase.index(params | {"width": "wide"}) is None
+    assert phase.index(params | {"width": None}) is None
+    assert phase.index(params | {"n_experts": "many"}) is None
     assert "expected 0 to 1" in phase.why_not(params | {"width": 1.5})
     combination = params | {"n_experts": 8, "top_k": 4}
     assert phase.index(combination) is None
