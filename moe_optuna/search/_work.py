@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from moe_optuna.architecture import MoEArchitecture
     from moe_optuna.space import Phase
 
-__all__ = ["Run", "Tally", "Work", "is_enqueued", "trained"]
+__all__ = ["Run", "Tally", "Work", "enqueued", "trained"]
 
 
 @dataclass(frozen=True)
@@ -60,14 +60,15 @@ class Work:
             "checkpoint": str(self.checkpoints / self.study.study_name.replace("/", "_") / f"{trial.number:05d}"),
         }
         frozen = self.frozen(trial)
-        return Run(trial, task, architecture, set(frozen.intermediate_values), is_enqueued(frozen))
+        return Run(trial, task, architecture, set(frozen.intermediate_values), enqueued(frozen) is not None)
 
     def enqueued_before(self, trial: Trial) -> int | None:
-        """The number of an earlier trial that was enqueued with the same seed, ``None`` without one."""
-        if not is_enqueued(mine := self.frozen(trial)) or (seed := mine.user_attrs.get("seed")) is None:
+        """The number of an earlier trial that was enqueued with the same parameters and seed, ``None`` without one."""
+        params = enqueued(mine := self.frozen(trial))
+        if params is None or (seed := mine.user_attrs.get("seed")) is None:
             return None
         for other in self.study.get_trials(deepcopy=False)[: mine.number]:
-            if is_enqueued(other) and other.user_attrs.get("seed") == seed:
+            if enqueued(other) == params and other.user_attrs.get("seed") == seed:
                 return other.number
         return None
 
@@ -84,7 +85,7 @@ class Work:
         """Whether every architecture has had its trial, in a study that is to have at most one of each beside those
         that are enqueued: a further one would train an architecture again with the same seed."""
         trials, size = self.study.get_trials(deepcopy=False), len(self.phase.lattice)
-        if len(trials) < size or self.trials - sum(map(is_enqueued, trials)) > size:
+        if len(trials) < size or self.trials - sum(enqueued(trial) is not None for trial in trials) > size:
             return False
         return len({self._index(trial) for trial in trials} - {None}) == size
 
@@ -164,9 +165,10 @@ class Tally:
         )
 
 
-def is_enqueued(trial: FrozenTrial) -> bool:
-    """Whether the trial was asked for with its parameters, as repeats are."""
-    return "fixed_params" in trial.system_attrs
+def enqueued(trial: FrozenTrial) -> dict[str, Any] | None:
+    """The parameters with which a trial was asked for, as repeats are; ``None`` of one that the sampler proposed."""
+    params: dict[str, Any] | None = trial.system_attrs.get("fixed_params")
+    return params
 
 
 def trained(trial: FrozenTrial) -> bool:

@@ -34,7 +34,7 @@ from moe_optuna.search._runs import Runs
 from moe_optuna.search._slots import check_counts, local_slots
 from moe_optuna.search._storage import JOURNAL, hold, open_storage
 from moe_optuna.search._studies import FORMAT, Studies, refuse_others
-from moe_optuna.search._work import Tally, Work, is_enqueued
+from moe_optuna.search._work import Tally, Work, enqueued
 
 if TYPE_CHECKING:
     from moe_optuna.laws import LadderLaws
@@ -279,17 +279,17 @@ class _Ladder:
     def _repeat(self, found: _Searched, repeats: int) -> None:
         """Train the recommended architecture with the seeds that follow the search's, and with the search's own where
         no trial has run it to its end."""
-        study, phase = found.work.study, found.work.phase
+        study, phase, seed = found.work.study, found.work.phase, self.studies.seed
         trials = study.get_trials(deepcopy=False)
-        queued = [trial for trial in trials if is_enqueued(trial)]
-        if queued:  # by an earlier run: what it chose stands
-            params = queued[0].system_attrs["fixed_params"]
-            first = queued[0].user_attrs["seed"] - self.studies.seed
-        else:
+        if (chosen := study.user_attrs.get("repeats")) is None:  # else by an earlier run: what it chose stands
             params = phase.params(phase.lattice.index(found.recommend().architecture))
-            first = int(any(trial.params == params and trial.state == TrialState.COMPLETE for trial in trials))
-        for number in range(first + len(queued), repeats + 1):
-            study.enqueue_trial(params, user_attrs={"seed": self.studies.seed + number})
+            trained = any(trial.params == params and trial.state == TrialState.COMPLETE for trial in trials)
+            study.set_user_attr("repeats", chosen := {"params": params, "first": int(trained)})
+        params, first = chosen["params"], chosen["first"]
+        queued = {trial.user_attrs.get("seed") for trial in trials if enqueued(trial) == params}
+        for number in range(first, repeats + 1):
+            if seed + number not in queued:
+                study.enqueue_trial(params, user_attrs={"seed": seed + number})
         work = replace(found.work, trials=found.work.trials + repeats + 1 - first)
         message = "the last ones repeat the recommended architecture with other seeds"
         self.clock.observe(replace(work.event("study", Tally.of(work.study)), message=message))

@@ -106,6 +106,26 @@ def test_the_studies_of_a_ladder(finished):
     assert {"flops_per_token", "active_params", "total_params", "tolerances"} <= triad.keys()
 
 
+@pytest.mark.parametrize("width", [0.9, 7.0])
+def test_what_somebody_else_enqueues_is_no_repeat(tmp_path, width):
+    """Also where it means no architecture."""
+    name, enqueued = "tiny/3e+09/phase-2", []
+
+    def observe(event):
+        if event.kind == "study" and (event.compute, event.phase) == (3e9, 2) and not enqueued:
+            study = optuna.load_study(study_name=name, storage=open_storage(None, tmp_path, workers=1))
+            study.enqueue_trial({"width": width, "n_experts": 8})
+            enqueued.append(study)
+
+    instant(tmp_path, observer=observe)
+    (study,) = enqueued
+    repeat = study.trials[-1]
+    assert repeat.user_attrs["seed"] == 1
+    assert repeat.params == study.user_attrs["repeats"]["params"]
+    assert repeat.params["width"] != width
+    assert any(trial.params == repeat.params and trial.user_attrs["seed"] == 0 for trial in study.trials)
+
+
 def test_the_largest_budget_is_predicted_before_its_first_trial(finished):
     folder, result, _ = finished
     lines = [json.loads(line) for line in (folder / "journal.log").read_text().splitlines()]
