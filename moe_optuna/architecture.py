@@ -41,7 +41,7 @@ from moe_optuna.parts import (
     Router,
 )
 
-__all__ = ["DIMENSIONS", "Component", "Counts", "MoEArchitecture"]
+__all__ = ["COUNTS", "DIMENSIONS", "Component", "Counts", "MoEArchitecture"]
 
 FORMAT = 1
 Role = Literal["attention", "dense_ffn", "moe", "router", "norm", "embedding", "head"]
@@ -52,6 +52,9 @@ DIMENSIONS = (
     "n_experts", "top_k", "n_shared_experts", "context_length", "vocab_size",
 )  # fmt: skip
 """The integer dimensions, in the order of files and tables."""
+
+COUNTS = ("flops_per_token", "active_params", "total_params")
+"""M, Na and N, what `Counts` holds and a triad targets, in the order of files and tables."""
 
 
 @dataclass(frozen=True, slots=True)

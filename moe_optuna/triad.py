@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from numbers import Integral, Real
 from typing import Any
 
-from moe_optuna.architecture import MoEArchitecture
+from moe_optuna.architecture import COUNTS, MoEArchitecture
 from moe_optuna.errors import InputError
 
 __all__ = ["Budget", "Tolerances", "Triad"]
@@ -60,7 +60,7 @@ class Triad:
     tolerances: Tolerances = Tolerances()
 
     def __post_init__(self) -> None:
-        for name in ("flops_per_token", "active_params", "total_params"):
+        for name in COUNTS:
             object.__setattr__(self, name, _positive(name, getattr(self, name)))
         if self.total_params < self.active_params:
             raise InputError(

@@ -13,6 +13,7 @@ from functools import lru_cache
 
 import numpy as np
 
+from moe_optuna.architecture import COUNTS
 from moe_optuna.errors import InputError, did_you_mean
 from moe_optuna.problems._problem import Problem
 from moe_optuna.problems._terms import (
@@ -101,9 +102,7 @@ def _ranges(text: str) -> _Setting:
     budgets = space.budgets
     at = budgets[len(budgets) // 2]
     lattice = space.phase_one(at).lattice.arrays
-    flops, active, total = (
-        lattice[name].astype(float) for name in ("flops_per_token", "active_params", "total_params")
-    )
+    flops, active, total = (lattice[name].astype(float) for name in COUNTS)
     layers = lattice["n_dense_layers"] + lattice["n_moe_layers"]
     visited = lattice["top_k"] + lattice["n_shared_experts"]
     widths = [float(np.median(space.phase_one(c).lattice.arrays["d_model"])) for c in (budgets[0], budgets[-1])]

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from moe_optuna.architecture import DIMENSIONS, MoEArchitecture
+from moe_optuna.architecture import COUNTS, DIMENSIONS, MoEArchitecture
 from moe_optuna.laws import BAND
 from moe_optuna.problems._terms import Array, Features, Term
 from moe_optuna.space import Phase, SearchSpace
@@ -170,9 +170,7 @@ class Problem:
 
     def _features(self, arrays: Mapping[str, NDArray[np.int64]], compute: float) -> Features:
         features = {name: np.asarray(arrays[name], dtype=float) for name in DIMENSIONS}
-        flops, active, total = (
-            np.asarray(arrays[name], dtype=float) for name in ("flops_per_token", "active_params", "total_params")
-        )
+        flops, active, total = (np.asarray(arrays[name], dtype=float) for name in COUNTS)
         return features | {
             "compute_density": flops / active,
             "expansion_ratio": total / active,
@@ -202,7 +200,7 @@ class Problem:
 def _arrays(architecture: MoEArchitecture) -> dict[str, NDArray[np.int64]]:
     counts = architecture.non_embedding
     return {name: np.array([getattr(architecture, name)]) for name in DIMENSIONS} | {
-        name: np.array([getattr(counts, name)]) for name in ("flops_per_token", "active_params", "total_params")
+        name: np.array([getattr(counts, name)]) for name in COUNTS
     }
 
 

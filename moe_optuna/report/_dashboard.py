@@ -13,9 +13,10 @@ from socketserver import ThreadingMixIn
 from typing import TYPE_CHECKING, Any
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
+from moe_optuna.architecture import COUNTS
 from moe_optuna.errors import InputError
 from moe_optuna.report import _words as words
-from moe_optuna.report._run import COUNTS, Run
+from moe_optuna.report._run import Run
 
 if TYPE_CHECKING:
     from optuna import Study

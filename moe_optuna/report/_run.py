@@ -10,20 +10,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from moe_optuna.architecture import DIMENSIONS, MoEArchitecture
+from moe_optuna.architecture import COUNTS, DIMENSIONS, MoEArchitecture
 from moe_optuna.errors import InputError
 from moe_optuna.laws import LadderLaws
 from moe_optuna.laws.ladder import FittedAxis
 from moe_optuna.report._checked import MOST, checked_blueprint, checked_laws
 from moe_optuna.search.blueprint import Blueprint
 
-__all__ = ["COUNTS", "Comparison", "Run", "Trial", "quantity"]
+__all__ = ["Comparison", "Run", "Trial", "quantity"]
 
 FILES = ("runs.csv", "laws.json", "blueprint.json", "journal.log")
 STATES = ("complete", "pruned", "failed")
 TEXTS = ("study", "state", "reason")
 COLUMNS = ("study", "trial", "state", "phase", "compute", "loss")
-COUNTS = ("flops_per_token", "active_params", "total_params")
 SEARCHED = ((0, "flops_per_token"), (1, "compute_density"), (1, "expansion_ratio"), (2, "d_model"))
 """What the phases search, for as long as there are no laws to say."""
 Interval = tuple[float, float]

@@ -8,11 +8,11 @@ import shlex
 from importlib import metadata
 from typing import Any
 
-from moe_optuna.architecture import DIMENSIONS, MoEArchitecture
+from moe_optuna.architecture import COUNTS, DIMENSIONS, MoEArchitecture
 from moe_optuna.files import SPACE_FILE
 from moe_optuna.report import _words as words
 from moe_optuna.report._html import Html, join, table, tag
-from moe_optuna.report._run import COUNTS, Comparison, Run, quantity
+from moe_optuna.report._run import Comparison, Run, quantity
 from moe_optuna.search.blueprint import Blueprint
 
 __all__ = ["alternatives", "answer", "evidence", "lead", "method", "reproduce", "space_name", "sure", "title"]

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from moe_optuna.architecture import MoEArchitecture
+from moe_optuna.architecture import COUNTS, MoEArchitecture
 
 __all__ = [
     "AXES", "compute", "flops", "interval", "large", "memory", "number", "percent", "signed", "sketch", "tick", "title",
@@ -30,7 +30,7 @@ AXES: dict[str, tuple[str, str]] = {
 }
 """Word: (symbol or meaning, unit and counting convention)."""
 COUNT_SCALES = (("T", 1e12), ("B", 1e9), ("M", 1e6), ("K", 1e3))
-LARGE = ("flops_per_token", "active_params", "total_params", "tokens")
+LARGE = (*COUNTS, "tokens")
 
 
 def title(word: str) -> str:

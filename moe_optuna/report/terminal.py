@@ -11,12 +11,12 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from moe_optuna.architecture import COUNTS
 from moe_optuna.report import _words as words
 
 __all__ = ["render_count", "render_fit", "render_lattice", "render_leverage", "render_plan", "render_search"]
 
 Payload = Mapping[str, Any]
-COUNTS = ("flops_per_token", "active_params", "total_params")
 RATIOS = ("compute_density", "expansion_ratio", "granularity", "activation_ratio", "shared_ratio")
 SHAPE = ("d_model", "layers", "heads", "experts", "d_expert")
 """What tells architectures apart: dense + MoE layers, query / key-value heads, active of routed + shared experts."""

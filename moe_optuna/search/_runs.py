@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from optuna.trial import TrialState
 
-from moe_optuna.architecture import DIMENSIONS
+from moe_optuna.architecture import COUNTS, DIMENSIONS
 from moe_optuna.files import write_whole
 from moe_optuna.pruners import finished_curves, forecast
 from moe_optuna.search._work import trained
@@ -25,12 +25,11 @@ if TYPE_CHECKING:
 
 __all__ = ["COLUMNS", "Runs"]
 
-_COUNTS = ("flops_per_token", "active_params", "total_params")
 COLUMNS = (
     "study", "trial", "state", "phase", "compute", "tokens", "loss", "bits_per_byte", "forecast", "forecast_sd",
     "seconds", "seed", *DIMENSIONS,
-    *_COUNTS, *(f"full_{name}" for name in _COUNTS), "compute_density", "expansion_ratio", "width",
-    *(f"triad_{name}" for name in _COUNTS), "reason",
+    *COUNTS, *(f"full_{name}" for name in COUNTS), "compute_density", "expansion_ratio", "width",
+    *(f"triad_{name}" for name in COUNTS), "reason",
 )  # fmt: skip
 _STATES = {TrialState.COMPLETE: "complete", TrialState.PRUNED: "pruned", TrialState.FAIL: "failed"}
 
@@ -138,7 +137,7 @@ def _row(study: Study, phase: Phase, trial: FrozenTrial) -> dict[str, Any]:
         "reason": attributes.get("reason", ""),
     }
     row |= {name: getattr(architecture, name) for name in DIMENSIONS}
-    for name in _COUNTS:
+    for name in COUNTS:
         row[name] = getattr(architecture.non_embedding, name)
         row[f"full_{name}"] = getattr(architecture.full, name)
         row[f"triad_{name}"] = getattr(triad, name)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from moe_optuna.architecture import MoEArchitecture
+from moe_optuna.architecture import COUNTS, MoEArchitecture
 from moe_optuna.errors import InputError
 from moe_optuna.files import read_object, write_whole
 from moe_optuna.triad import Tolerances, Triad
@@ -165,7 +165,7 @@ def _counts(architecture: MoEArchitecture) -> dict[str, Any]:
     """Counts in both conventions and the ratios."""
     return {
         **{
-            name: {count: getattr(getattr(architecture, name), count) for count in QUANTITIES if count != "tokens"}
+            name: {count: getattr(getattr(architecture, name), count) for count in COUNTS}
             for name in ("non_embedding", "full")
         },
         "compute_density": architecture.compute_density,

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any, overload
 import numpy as np
 from numpy.typing import NDArray
 
-from moe_optuna.architecture import DIMENSIONS, MoEArchitecture
+from moe_optuna.architecture import COUNTS, DIMENSIONS, MoEArchitecture
 from moe_optuna.errors import InputError
-from moe_optuna.space._solve import COUNTS, Columns, Piece, Problem, counts
+from moe_optuna.space._solve import Columns, Piece, Problem, counts
 
 if TYPE_CHECKING:
     from moe_optuna.space._dimensions import Dimensions

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from moe_optuna.architecture import MoEArchitecture
+from moe_optuna.architecture import COUNTS, MoEArchitecture
 from moe_optuna.errors import InputError
 from moe_optuna.space._axis import Axis
 from moe_optuna.space._choose import at_median, join, nearest_each
@@ -44,7 +44,7 @@ _DEMANDS = (*LIMITS, "expert_parallel", "tensor_parallel", "pipeline_stages", "w
 
 _ATTRIBUTES = (
     "d_model", "n_dense_layers", "n_moe_layers", "n_heads", "d_expert", "n_experts", "top_k", "n_shared_experts",
-    "flops_per_token", "active_params", "total_params",
+    *COUNTS,
 )  # fmt: skip
 
 

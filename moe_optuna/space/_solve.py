@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from moe_optuna.space._dimensions import Dimensions
 from moe_optuna.triad import Triad
 
-__all__ = ["COUNTS", "Bands", "Columns", "Piece", "Problem", "Runs", "counts"]
+__all__ = ["Bands", "Columns", "Piece", "Problem", "Runs", "counts"]
 
 Integers = NDArray[np.int64]
 Floats = NDArray[np.float64]
@@ -28,9 +28,6 @@ _ROWS = 1 << 18
 """Rows that one step of the expansion may make: it bounds the memory, not the result."""
 
 _COMBINATION = ("n_heads", "n_kv_heads", "d_head", "n_experts", "top_k", "n_shared_experts", "context_length")
-
-
-COUNTS = ("flops_per_token", "active_params", "total_params")
 
 _LARGEST = 1 << 60
 """The largest count that a band holds, far above any model: 6 Na stays an int64."""
