@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from html import escape
 
-__all__ = ["Html", "join", "table", "tag"]
+__all__ = ["Html", "join", "table", "tag", "word"]
 
 
 class Html(str):
@@ -42,3 +42,8 @@ def table(columns: Sequence[object], rows: Iterable[Sequence[object]], *, numeri
         ),
         class_="scroll",
     )
+
+
+def word(text: str) -> Html:
+    """A name as it stands in files and columns."""
+    return tag("span", text, class_="word")

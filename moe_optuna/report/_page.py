@@ -13,6 +13,7 @@ from moe_optuna.errors import InputError
 from moe_optuna.files import write_whole
 from moe_optuna.laws.threads import one_thread
 from moe_optuna.report import _sections as sections
+from moe_optuna.report._answer import answer
 from moe_optuna.report._html import Html, tag
 from moe_optuna.report._run import Run
 
@@ -57,7 +58,7 @@ def _document(run: Run, figures: dict[str, Any]) -> str:
     policy = f"default-src 'none'; style-src 'unsafe-inline'; img-src data: blob:; script-src {allowed}"
     title = sections.title(run)
     parts = [
-        ("answer", "The answer", sections.answer(run)),
+        ("answer", "The answer", answer(run)),
         ("sure", "How sure it is", sections.sure(run, figures)),
         ("evidence", "The evidence", sections.evidence(run, figures)),
         ("alternatives", "Alternatives that suit the hardware", sections.alternatives(run)),

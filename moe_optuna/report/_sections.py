@@ -1,38 +1,22 @@
-"""The sections of the report: each takes the run and gives HTML, or nothing where there is nothing to say."""
+"""The sections of the report after the answer: each takes the run and gives HTML, or nothing where there is nothing to
+say."""
 
 from __future__ import annotations
 
-import json
 import platform
 import shlex
 from importlib import metadata
 from typing import Any
 
-from moe_optuna.architecture import COUNTS, DIMENSIONS, MoEArchitecture
 from moe_optuna.files import SPACE_FILE
 from moe_optuna.report import _words as words
-from moe_optuna.report._html import Html, join, table, tag
-from moe_optuna.report._run import Comparison, Run, quantity
-from moe_optuna.search.blueprint import Blueprint
+from moe_optuna.report._answer import growth
+from moe_optuna.report._html import Html, join, table, tag, word
+from moe_optuna.report._run import Comparison, Run
 
-__all__ = ["alternatives", "answer", "evidence", "lead", "method", "reproduce", "space_name", "sure", "title"]
+__all__ = ["alternatives", "evidence", "lead", "method", "reproduce", "space_name", "sure", "title"]
 
 PACKAGES = ("moe-optuna", "optuna", "torch", "lightning", "numpy", "scipy", "scikit-learn", "plotly")
-MEANINGS = {
-    "d_model": "width of the residual stream",
-    "n_dense_layers": "first layers, with a dense block",
-    "n_moe_layers": "layers with experts",
-    "n_heads": "query heads",
-    "n_kv_heads": "key and value heads",
-    "d_head": "features of a head",
-    "d_dense": "hidden width of a dense block",
-    "d_expert": "hidden width of an expert",
-    "n_experts": "routed experts of a layer",
-    "top_k": "routed experts that a token visits",
-    "n_shared_experts": "experts that every token visits",
-    "context_length": "tokens of a sequence",
-    "vocab_size": "entries of the vocabulary",
-}
 AXIS_CAPTION = (
     "A panel a budget. Green: values whose loss is within 0.1 % of the least; yellow: what the noise cannot tell from "
     "the optimum. Trials stand at the loss that they would have with the other axes of the phase at their best, by the "
@@ -91,102 +75,6 @@ def lead(run: Run) -> Html:
     )
 
 
-def answer(run: Run) -> Html | None:
-    if run.blueprint is None:
-        return None
-    plan, chosen = run.blueprint, run.blueprint.architecture
-    counts = chosen.non_embedding
-    tiles = [
-        ("M · flops_per_token", words.flops(counts.flops_per_token), "training, non_embedding"),
-        (
-            "D · tokens",
-            words.large(plan.training_tokens),
-            f"C / M, {words.number(plan.training_tokens / counts.active_params, 3)} per active parameter",
-        ),
-        ("Na · active_params", words.large(counts.active_params), "non_embedding"),
-        ("N · total_params", words.large(counts.total_params), "non_embedding"),
-    ]
-    if plan.predicted_loss is not None:
-        sure = words.interval("loss", plan.intervals.get("predicted_loss"))
-        tiles.append(("predicted loss", words.value("loss", plan.predicted_loss), f"nats per token, 95 % {sure}"))
-    return join(
-        [
-            tag("div", *(_tile(*each) for each in tiles), class_="tiles"),
-            *(tag("p", f"Note: {note}.", class_="soft") for note in plan.notes),
-            tag("div", tag("div", _dimensions(chosen)), tag("div", _counts(chosen), _ratios(chosen)), class_="columns"),
-            tag("h3", "The near-optimal band"),
-            tag(
-                "p",
-                "Any value in the band predicts a loss within 0.1 % of the least, the others at their best: choose by "
-                "your hardware inside it.",
-            ),
-            _band(run, plan),
-        ]
-    )
-
-
-def _tile(name: str, value: str, note: str) -> Html:
-    return tag(
-        "div",
-        tag("div", name, class_="name"),
-        tag("div", value, class_="value"),
-        tag("div", note, class_="note"),
-        class_="tile",
-    )
-
-
-def _word(text: str) -> Html:
-    return tag("span", text, class_="word")
-
-
-def _dimensions(chosen: MoEArchitecture) -> Html:
-    rows: list[tuple[object, ...]] = [
-        (_word(name), words.number(getattr(chosen, name)), MEANINGS[name]) for name in DIMENSIONS
-    ]
-    for name, value in chosen.to_dict().items():
-        if name not in DIMENSIONS:
-            text = value.get("kind", json.dumps(value)) if isinstance(value, dict) else str(value).lower()
-            rows.append((_word(name), text, ""))
-    return table(("dimension", "value", ""), rows, numeric=False)
-
-
-def _counts(chosen: MoEArchitecture) -> Html:
-    rows = [
-        (_word(name), f"{getattr(chosen.non_embedding, name):,}", f"{getattr(chosen.full, name):,}") for name in COUNTS
-    ]
-    return table(("count", "non_embedding", "full"), rows)
-
-
-def _ratios(chosen: MoEArchitecture) -> Html:
-    ratios = ("compute_density", "expansion_ratio", "granularity", "activation_ratio", "shared_ratio")
-    rows: list[tuple[object, ...]] = [
-        (_word(name), words.number(x)) for name in ratios if (x := getattr(chosen, name)) is not None
-    ]
-    rows += [(f"share of {name} in M", words.percent(share, 3)) for name, share in chosen.shares.items()]
-    return table(("ratio, non_embedding", ""), rows)
-
-
-def _band(run: Run, plan: Blueprint) -> Html:
-    rows = [
-        (
-            _word(axis),
-            words.value(axis, quantity(plan.architecture, axis)),
-            words.interval(axis, plan.intervals.get(axis)),
-            words.interval(axis, ends),
-            " and ".join(words.interval(axis, edge) for edge in plan.band_intervals.get(axis, ())) or "–",
-            _growth(run, axis),
-        )
-        for axis, ends in plan.band.items()
-    ]
-    columns = ("axis", "chosen", "optimum, 95 %", "0.1 % band", "its edges, 95 %", "with compute it")
-    return table(columns, rows)
-
-
-def _growth(run: Run, axis: str) -> str:
-    growth = run.laws.growth.get(axis, {}).get("relative") if run.laws is not None else None
-    return growth.verdict if growth is not None else "–"
-
-
 def sure(run: Run, figures: dict[str, Any]) -> Html | None:
     if not run.held_out:
         return None
@@ -197,7 +85,7 @@ def sure(run: Run, figures: dict[str, Any]) -> Html | None:
                 ("quantity", "predicted", "95 % interval", "found", "95 % interval", "off by", "bands", "verdict"),
                 [
                     (
-                        _word(each.quantity),
+                        word(each.quantity),
                         words.value(each.quantity, each.predicted),
                         words.interval(each.quantity, each.interval),
                         words.value(each.quantity, each.found),
@@ -281,7 +169,7 @@ def _laws_verdicts(run: Run) -> Html | None:
         shift = f"{law.offset:g} + " if law.offset else ""
         power, sure = (text.replace("-", "−") for text in (f"{law.b:z.4f}", f"{low:z.3f} to {high:z.3f}"))
         formula = join([f"{shift}{words.number(law.a)} C", tag("sup", power)])
-        rows.append((_word(name), formula, sure, trend, _growth(run, name)))
+        rows.append((word(name), formula, sure, trend, growth(run, name)))
     if not rows:
         return None
     return join(
@@ -387,7 +275,7 @@ def _studies(run: Run) -> Html | None:
         seconds = sum(trial["seconds"] for trial in mine if trial["seconds"] > 0)
         rows.append(
             (
-                _word(study),
+                word(study),
                 words.compute(mine[0].compute),
                 *(sum(trial.state == state for trial in mine) for state in run.counts),
                 words.value("loss", min(complete)) if complete else "–",
@@ -413,8 +301,8 @@ def reproduce(run: Run) -> Html:
             tag("p", f"This report was written with Python {platform.python_version()}, {', '.join(found)}."),
             tag(
                 "p",
-                "Beside it lie ", _word("runs.csv"), " (every trial), ", _word("laws.json"), " (every fit) and ",
-                _word("blueprint.json"), " (the answer): the figures show nothing that is not in them.",
+                "Beside it lie ", word("runs.csv"), " (every trial), ", word("laws.json"), " (every fit) and ",
+                word("blueprint.json"), " (the answer): the figures show nothing that is not in them.",
             ),
         ]
     )  # fmt: skip

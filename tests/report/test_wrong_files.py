@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from moe_optuna import InputError
 from moe_optuna.report import figures
+from moe_optuna.report._answer import answer
 from moe_optuna.report._page import sections
 from moe_optuna.report._run import Run
 
@@ -34,7 +35,7 @@ def report(folder):
     """All that a report draws and writes, without plotly's own megabytes."""
     run = Run.read(folder)
     drawn = {name: json.loads(figure.to_json()) for name, figure in figures(run).items()}
-    for section in (sections.answer, sections.alternatives, sections.method, sections.reproduce, sections.lead):
+    for section in (answer, sections.alternatives, sections.method, sections.reproduce, sections.lead):
         section(run)
     sections.sure(run, drawn)
 
