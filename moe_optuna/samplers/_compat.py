@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 __all__ = ["all_trials", "claim", "claimed", "enqueued_params", "fixed_params", "study_key", "study_user_attrs"]
 
-_CLAIM = "moe_optuna:index"
+_CLAIM = "moe_optuna:claim"
 _FIXED = "fixed_params"
 
 
@@ -39,15 +39,15 @@ def study_key(study: Study) -> tuple[BaseStorage, int]:
     return study._storage, study._study_id
 
 
-def claim(study: Study, trial: FrozenTrial, index: int) -> None:
-    """Make known to all who share the storage that this trial is about to propose `index`.
+def claim(study: Study, trial: FrozenTrial, params: Mapping[str, Any]) -> None:
+    """Make known to all who share the storage that this trial is about to propose what `params` mean.
 
     Parameters reach the storage one by one, as the objective asks for them; a system attribute reaches it at once.
     """
-    study._storage.set_trial_system_attr(trial._trial_id, _CLAIM, index)
+    study._storage.set_trial_system_attr(trial._trial_id, _CLAIM, dict(params))
 
 
-def claimed(trial: FrozenTrial) -> int | None:
+def claimed(trial: FrozenTrial) -> dict[str, Any] | None:
     """What `claim` stored, or ``None``."""
     return trial.system_attrs.get(_CLAIM)
 

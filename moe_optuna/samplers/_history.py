@@ -91,9 +91,7 @@ class History:
             if trial.state.is_finished():
                 continue
             self.waiting += trial.state == TrialState.WAITING
-            index = claimed(trial)
-            if index is None:
-                index = self.locate(enqueued_params(trial), trial.user_attrs)
+            index = self.locate(claimed(trial) or enqueued_params(trial), trial.user_attrs)
             if index is not None:
                 self.pending[trial.number] = index
 

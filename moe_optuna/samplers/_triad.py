@@ -226,7 +226,8 @@ class TriadSampler(BaseSampler):
         fixed = {name: decided[name] for name in self._phase.distributions if name in decided}
         refused: set[int] = set()
         with self._lock:
-            claimed = _compat.claimed(trial)  # by an earlier attempt, which ended before it had suggested all
+            # By an earlier attempt, which ended before it had suggested all.
+            claimed = self._locate(_compat.claimed(trial) or {}, {})
             if claimed is not None and claimed not in self._read(study).taken_but(trial.number):
                 params = self._phase.params(claimed)
                 if fixed.items() <= params.items():
@@ -235,7 +236,7 @@ class TriadSampler(BaseSampler):
                 source, index, new = self._choose(study, trial, fixed, refused)
                 if index is None:
                     break
-                _compat.claim(study, trial, index)
+                _compat.claim(study, trial, self._phase.params(index))
                 if not new or index not in self._read(study).taken_but(trial.number):
                     break
                 refused.add(index)

@@ -25,7 +25,7 @@ class Recorder(RandomSampler):
     def sample_relative(self, study, trial, search_space):  # type: ignore[no-untyped-def]
         self.fixed.append(_compat.fixed_params(study, trial))
         self.seen.append(len(_compat.all_trials(study)))
-        _compat.claim(study, trial, 7)
+        _compat.claim(study, trial, {"x": 0.7})
         return dict.fromkeys(search_space, 0.5)
 
 
@@ -64,7 +64,7 @@ def test_a_claim_is_seen_by_whoever_shares_the_storage(kind: str, tmp_path) -> N
     other = study if kind == "memory" else optuna.load_study(storage=storage, study_name="s")
     trial = _compat.all_trials(other)[0]
     assert trial.state == TrialState.RUNNING
-    assert _compat.claimed(trial) == 7
+    assert _compat.claimed(trial) == {"x": 0.7}
     assert _compat.study_key(other)[1] == study._study_id
 
 

@@ -100,11 +100,11 @@ def test_two_processes_that_choose_at_once(phase: Phase, monkeypatch: pytest.Mon
     storage = optuna.storages.InMemoryStorage()
     claim, both, claims = _compat.claim, threading.Barrier(2), []
 
-    def claim_together(study: optuna.Study, trial: FrozenTrial, index: int) -> None:
-        claims.append(index)
+    def claim_together(study: optuna.Study, trial: FrozenTrial, params: dict[str, float]) -> None:
+        claims.append(params)
         with contextlib.suppress(threading.BrokenBarrierError):  # the other has finished
             both.wait(timeout=60)
-        claim(study, trial, index)
+        claim(study, trial, params)
 
     def work(study: optuna.Study) -> None:
         try:
@@ -122,9 +122,23 @@ def test_two_processes_that_choose_at_once(phase: Phase, monkeypatch: pytest.Mon
     monkeypatch.setattr(_compat, "claim", claim_together)
     with ThreadPoolExecutor(2) as pool:
         list(pool.map(work, studies))
-    assert len(set(claims[:2])) == 1  # they met
+    assert claims[0] == claims[1]  # they met
     assert len(studies[0].trials) == 24
     assert_sound(studies[0], phase)
+
+
+def test_what_ran_over_another_lattice_means_what_its_parameters_mean(space: SearchSpace, phase: Phase) -> None:
+    """As after a kill and a change of the space: what was claimed there may lie beyond the end of this lattice."""
+    finer = space.model_copy(update={"axes": space.axes.model_copy(update={"resolution": 0.02})})
+    larger = finer.phase_one(phase.compute)
+    study = optuna.create_study(sampler=TriadSampler(larger, seed=0))
+    last = len(larger.lattice) - 1
+    study.enqueue_trial({"compute_density": larger.params(last)["compute_density"]})
+    assert larger.lattice.index(larger.suggest(study.ask())) > len(phase.lattice)
+    study.sampler = TriadSampler(phase, seed=0)
+    study.optimize(smooth(phase), n_trials=5)
+    proposed = [phase.index(trial.params) for trial in study.trials]
+    assert len(set(proposed)) == 6
 
 
 def test_one_study_after_another(phase: Phase, monkeypatch: pytest.MonkeyPatch) -> None:
