@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from numbers import Real
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -91,7 +92,7 @@ class Parent:
         return place
 
     def _has_axes(self, params: Mapping[str, Any]) -> bool:
-        return all(axis.name in params for axis in self.phase.axes)
+        return all(isinstance(params.get(axis.name), Real) for axis in self.phase.axes)
 
 
 def budget_of(study: Study) -> float:

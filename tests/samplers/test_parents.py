@@ -109,6 +109,17 @@ def test_a_parent_that_does_not_minimise_a_loss_is_refused(
         build(phase, parents=["other"])
 
 
+def test_a_parents_trials_whose_parameters_are_no_numbers_are_passed_over(phase: Phase) -> None:
+    words = {axis.name: optuna.distributions.CategoricalDistribution(("low", None)) for axis in phase.axes}
+    parent = optuna.create_study()
+    parent.set_user_attr("compute", phase.compute / 3)
+    for word in ("low", None):
+        parent.add_trial(create_trial(value=1.0, params=dict.fromkeys(words, word), distributions=words))
+    parent.add_trial(create_trial(value=3.0, params=phase.params(7), distributions=phase.distributions))
+    recommended = TriadSampler(phase, parents=[parent], seed=0).recommend(optuna.create_study())
+    assert recommended.loss > 2.0
+
+
 def test_a_parent_of_another_phase_is_refused(space: SearchSpace, phase: Phase) -> None:
     zero = space.phase_zero(space.budgets[0])
     parent = optuna.create_study(study_name="zero")
