@@ -35,6 +35,7 @@ __all__ = ["Corpus", "cache_folder", "find_text"]
 FORMAT = 5
 _LEARNED = "vocabulary.json"
 _ATTEMPTS = 3  # at a prepared text that others, who found it damaged too, may be replacing
+_AS_IT_IS = "surrogateescape"  # names of files may be any bytes
 _SAME_BYTES = 0.01  # how far the bytes of a text's tokens may be from the text's own, for bits per byte to be told
 Tokens = NDArray[np.unsignedinteger[Any]]
 
@@ -211,7 +212,7 @@ def _key(built_in: str | None, files: dict[str, Path], vocabulary: str, held_out
     digest = hashlib.sha256(f"{FORMAT} {vocabulary} {held_out!r} {built_in}".encode())
     for name, path in files.items():
         content = read_bytes(path)
-        digest.update(f"\n{name} {len(content)}\n".encode())
+        digest.update(f"\n{name} {len(content)}\n".encode(errors=_AS_IT_IS))
         digest.update(content)
     return digest.hexdigest()[:32]
 
@@ -221,7 +222,7 @@ def _are_held_out(names: list[str], share: float) -> list[bool]:
 
     Where that leaves a side of two or more documents empty, the nearest document of the other changes over.
     """
-    hashes = [int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") for name in names]
+    hashes = [int.from_bytes(hashlib.sha256(name.encode(errors=_AS_IT_IS)).digest()[:8], "big") for name in names]
     sides = [number < share * 2**64 for number in hashes]
     if len(sides) > 1 and len(set(sides)) == 1:
         nearest = max(hashes) if sides[0] else min(hashes)

@@ -62,6 +62,17 @@ def test_a_document_stays_on_its_side(folder: Path) -> None:
     assert after - {b"one more"} == before
 
 
+def test_a_name_of_a_file_may_be_any_bytes(folder: Path) -> None:
+    """Not UTF-8, as old archives have them."""
+    name = os.fsencode(folder / "caf") + b"\xe9.txt"
+    try:
+        Path(os.fsdecode(name)).write_text("one more", encoding="utf-8")
+    except OSError:
+        pytest.skip("a file system of names in Unicode")
+    corpus = prepare(Recipe(data=str(folder)))
+    assert b"one more" in documents_of(corpus.train) | documents_of(corpus.held_out)
+
+
 def test_lines_of_jsonl_are_documents(tmp_path: Path) -> None:
     texts = [f"document {number}: {'ä' * number}" for number in range(30)]
     lines = [json.dumps({"text": text, "id": number}) for number, text in enumerate(texts)]
