@@ -99,22 +99,32 @@ def _built() -> ctypes.CDLL:
             failure = failure or error
             continue
         digest = hashlib.sha256(_SOURCE.read_bytes() + repr((_FLAGS, target)).encode() + defined).hexdigest()[:32]
-        file = cache_folder() / "native" / f"{digest}.so"
-        if not file.is_file():
-            file.parent.mkdir(parents=True, exist_ok=True)
-            remove_unfinished(file.parent, ".unfinished-*")
-            with tempfile.TemporaryDirectory(prefix=".unfinished-", dir=file.parent) as folder:
-                unfinished = Path(folder) / file.name
+        place = cache_folder() / "native"
+        file = next(filter(_is_whole, place.glob(f"{digest}-*.so")), None)
+        if file is None:
+            place.mkdir(parents=True, exist_ok=True)
+            remove_unfinished(place, ".unfinished-*")
+            with tempfile.TemporaryDirectory(prefix=".unfinished-", dir=place) as folder:
+                unfinished = Path(folder) / "native.so"
                 command = [*compiler, *_FLAGS, *target, "-o", str(unfinished), str(_SOURCE), "-lm"]
                 try:
                     subprocess.run(command, capture_output=True, check=True, timeout=120)
                 except subprocess.CalledProcessError as error:
                     failure = failure or error
                     continue
-                unfinished.replace(file)
+                file = unfinished.replace(place / f"{digest}-{_content(unfinished)}.so")
         return ctypes.CDLL(str(file))
     assert failure is not None
     raise failure
+
+
+def _content(file: Path) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest()[:32]
+
+
+def _is_whole(file: Path) -> bool:
+    """Whether it holds what its name says: to load a part of a library ends the process."""
+    return file.stem.endswith(f"-{_content(file)}")
 
 
 def takes(weights: Sequence[Tensor | None]) -> bool:

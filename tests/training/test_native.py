@@ -1,6 +1,7 @@
 """The compiled model against the same in torch's operations, in float64; and which of them runs."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -275,6 +276,24 @@ def test_a_compiler_may_have_arguments(tmp_path: Any, monkeypatch: pytest.Monkey
     native.library.cache_clear()
     try:
         assert native.library() is not None
+    finally:
+        native.library.cache_clear()
+
+
+@needs_library
+def test_a_library_that_is_damaged_is_made_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Cut, as a power cut leaves it: to load it would end the process, with no word."""
+    monkeypatch.setenv("MOE_OPTUNA_CACHE", str(tmp_path))
+    native.library.cache_clear()
+    try:
+        assert native.library() is not None
+        (file,) = (tmp_path / "native").iterdir()
+        whole = file.read_bytes()
+        file.unlink()  # this process goes on with the one that it has loaded
+        file.write_bytes(whole[: len(whole) // 2])
+        native.library.cache_clear()
+        assert native.library() is not None
+        assert [found.read_bytes() for found in (tmp_path / "native").iterdir()] == [whole]
     finally:
         native.library.cache_clear()
 
