@@ -6,6 +6,7 @@ import gc
 import logging
 import math
 import os
+import signal
 import sys
 import time
 import warnings
@@ -197,7 +198,8 @@ def run(
             with ExitStack() as stack:
                 if is_worth_it(recipe, architecture, hyper, accelerator):
                     stack.enter_context(compiled(model, must=recipe.compile == "always"))
-                trainer.fit(module, datamodule=data)
+                with _interruptible():
+                    trainer.fit(module, datamodule=data)
     if module.captured is not None and module.captured.failure:
         reason = module.captured.failure
         warnings.warn(f"no CUDA graph, so that steps are launched kernel by kernel: {reason}", stacklevel=2)
@@ -325,6 +327,19 @@ class _Grid(pl.Callback):
             curve=tuple(self.curve),
             diagnostics=self.diagnostics(module),
         )
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """Ctrl-C is what it is elsewhere: of Lightning it would end the process, and be ignored in what is left of it."""
+    handler = signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    except SystemExit as end:
+        if not isinstance(end.__context__, KeyboardInterrupt):
+            raise
+        signal.signal(signal.SIGINT, handler)
+        raise end.__context__ from None
 
 
 def _micro_batches(sequences: int, devices: int, tokens: int | None, context: int) -> int:

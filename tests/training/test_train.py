@@ -5,8 +5,9 @@ import gc
 import math
 import os
 import resource
+import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -18,7 +19,7 @@ import torch
 
 from moe_optuna.architecture import MoEArchitecture
 from moe_optuna.errors import InputError
-from moe_optuna.training import Recipe, TrainingFailure, TrainingResult, native, train
+from moe_optuna.training import Recipe, Report, TrainingFailure, TrainingResult, native, train
 from moe_optuna.training._module import LanguageModelling
 from moe_optuna.training.capture import Pace
 from moe_optuna.training.direct import DirectStep
@@ -133,6 +134,30 @@ def test_an_interruption_is_heard_where_every_step_reports(architecture: Build, 
     part = trained(architecture(), folder, changes=many, interrupted=lambda: True, checkpoint=tmp_path / "state")
     assert (part.stopped, part.steps) == (True, 1)
     assert trained(architecture(), folder, changes=many, checkpoint=tmp_path / "state").curve == whole.curve
+
+
+@pytest.fixture
+def keyboard() -> Iterator[None]:
+    """Its interrupt is heard, which a process in the background may have been started without."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_the_keyboard_s_interrupt_is_one(architecture: Build, folder: Path, tmp_path: Path, keyboard: None) -> None:
+    """Not the end of the process; the next one is heard, too, and what was reported is saved."""
+    whole, state = trained(architecture(), folder), tmp_path / "state"
+    for index in (2, 3):
+
+        def press(report: Report, index: int = index) -> None:
+            if report.index == index:
+                signal.raise_signal(signal.SIGINT)
+
+        with pytest.raises(KeyboardInterrupt):
+            trained(architecture(), folder, checkpoint=state, report=press)
+        assert (state / "training.pt").is_file()
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert trained(architecture(), folder, checkpoint=state).curve == whole.curve
 
 
 def test_a_full_disk_is_told_as_one_and_leaves_the_checkpoint_before(
