@@ -85,6 +85,7 @@ class LanguageModelling(pl.LightningModule):
             optimizer = FlatAdamW(groups, beta2=self.hyper.beta2)
         if self._optimizer_state is not None:
             optimizer.load_state_dict(self._optimizer_state)
+            self._optimizer_state = None  # as large as all that the optimizer holds
         return optimizer
 
     def on_fit_start(self) -> None:

@@ -19,7 +19,7 @@ import torch
 
 from moe_optuna.architecture import MoEArchitecture
 from moe_optuna.errors import InputError
-from moe_optuna.training import Recipe, Report, TrainingFailure, TrainingResult, native, train
+from moe_optuna.training import Recipe, Report, TrainingFailure, TrainingResult, _checkpoint, native, train
 from moe_optuna.training._module import LanguageModelling
 from moe_optuna.training.capture import Pace
 from moe_optuna.training.direct import DirectStep
@@ -158,6 +158,24 @@ def test_the_keyboard_s_interrupt_is_one(architecture: Build, folder: Path, tmp_
         assert (state / "training.pt").is_file()
         assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     assert trained(architecture(), folder, checkpoint=state).curve == whole.curve
+
+
+def test_a_resumed_training_does_not_keep_its_checkpoint(
+    architecture: Build, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Which is as large as weights and moments together."""
+    read, moments = _checkpoint.read, WeakSet[torch.Tensor]()
+
+    def reading(*arguments: Any) -> Any:
+        state = read(*arguments)
+        moments.add(state["optimizer"]["moments"])
+        return state
+
+    monkeypatch.setattr(_checkpoint, "read", reading)
+    trained(architecture(), folder, checkpoint=tmp_path, report=lambda report: False)
+    held: list[int] = []
+    trained(architecture(), folder, checkpoint=tmp_path, report=lambda report: held.append(len(moments)))
+    assert held == [0, 0, 0]
 
 
 def test_a_full_disk_is_told_as_one_and_leaves_the_checkpoint_before(
