@@ -145,8 +145,10 @@ def run(
     devices, seed = whole_number(devices, "devices"), whole_number(seed, "seed", least=0)
     if devices > 1 and sys.argv[0] in ("", "-", "-c") and "LOCAL_RANK" not in os.environ:
         raise InputError(f"{devices}, expected 1 outside a script: the other processes run it again", where="devices")
-    if checkpoint is not None and Path(checkpoint).is_file():
-        raise InputError("a file, expected a folder", where=checkpoint)
+    if checkpoint is not None:
+        for place in (Path(checkpoint), *Path(checkpoint).parents):
+            if place.is_file():
+                raise InputError("a file, expected a folder", where=place)
     if threads is not None:
         torch.set_num_threads(whole_number(threads, "threads"))
     accelerator = _accelerator(device)

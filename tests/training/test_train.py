@@ -246,6 +246,7 @@ def test_what_a_killed_process_left_is_removed(architecture: Build, folder: Path
         ({"seed": 1.5}, "seed: 1.5, expected an integer of at least 0"),
         ({"seed": -1}, "seed: -1, expected an integer of at least 0"),
         ({"checkpoint": __file__}, "test_train.py: a file, expected a folder"),
+        ({"checkpoint": f"{__file__}/within"}, "test_train.py: a file, expected a folder"),
     ],
     ids=str,
 )
