@@ -32,7 +32,7 @@ from moe_optuna.training._vocabulary import Vocabulary, learn_vocabulary, learne
 
 __all__ = ["Corpus", "cache_folder", "find_text"]
 
-FORMAT = 5
+FORMAT = 6
 _LEARNED = "vocabulary.json"
 _ATTEMPTS = 3  # at a prepared text that others, who found it damaged too, may be replacing
 _AS_IT_IS = "surrogateescape"  # names of files may be any bytes
@@ -295,7 +295,7 @@ def _tokenise(folder: Path, data: str, named: dict[str, str], held: list[bool], 
         tokens = vocabulary.encode(text)
         counted += int(vocabulary.token_bytes[tokens].sum()) - 1  # the end of a document is none of its bytes
         size += len(text.encode("utf-8", errors="replace"))
-        digest.update(tokens.tobytes())
+        digest.update(bytes([side]) + tokens.tobytes())
         sides[side].append(tokens)
     origin = {
         "format": FORMAT,
@@ -353,6 +353,7 @@ def _from_bin(path: Path, files: list[Path], vocabulary: Vocabulary, token_dtype
     known = greatest < vocabulary.size
     digest = hashlib.sha256()
     for part in maps:
+        digest.update(f"{len(part)}\n".encode())
         digest.update(part.data)
     origin = {
         "format": FORMAT,

@@ -207,6 +207,18 @@ def test_a_memory_map_that_changes_in_place_is_another_text(tmp_path: Path) -> N
     assert int(after.train[0]) == 7
 
 
+def test_the_same_documents_held_out_otherwise_are_another_text(tmp_path: Path) -> None:
+    file = tmp_path / "text" / "a.jsonl"
+    file.parent.mkdir()
+    file.write_text("\n".join(f'{{"text": "line {i}"}}' for i in range(100)))
+    recipe = Recipe(data=str(file.parent))
+    before = prepare(recipe)
+    file.rename(file.with_name("b.jsonl"))  # sides go by the names of documents
+    after = prepare(recipe)
+    assert not np.array_equal(after.held_out, before.held_out)
+    assert after.origin["content"] != before.origin["content"]
+
+
 def test_a_text_and_a_vocabulary_that_change_are_read_anew(folder: Path, tmp_path: Path) -> None:
     """By the same process; what has not changed is not."""
     recipe = Recipe(data=str(folder), vocabulary=str(tmp_path / "vocabulary.json"))
