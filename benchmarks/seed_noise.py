@@ -47,6 +47,7 @@ class Level:
     random_queries: bool = False
     no_induction: bool = False
     random_matrices: bool = False
+    random_embedding: bool = False
     all_turn: bool = False
     recipe: dict[str, Any] = field(default_factory=dict)
 
@@ -61,6 +62,7 @@ PLAIN = Level(
     slow_embedding=True,
     no_induction=True,
     random_matrices=True,
+    random_embedding=True,
     all_turn=True,
     recipe={"average": 0.0, "data": "python", "vocabulary": "bytes", "beta2": 0.95},
 )
@@ -79,7 +81,8 @@ for name, change in (
     ("induction heads", {"no_induction": False}),
     ("orthogonal matrices", {"random_matrices": False}),
     ("pairs that do not turn", {"all_turn": False}),
-    ("recipe", {"recipe": {}}),
+    ("longer second moment", {"recipe": {}}),
+    ("recipe", {"random_embedding": False}),
 ):
     LEVELS[name] = replace(list(LEVELS.values())[-1], **change)  # type: ignore[arg-type]
 LEVELS |= {
@@ -119,6 +122,8 @@ def switched(level: Level) -> Iterator[None]:
             stack.enter_context(patch.object(model, "rotary_table", rotary_by_10000))
         if level.random_queries:
             stack.enter_context(patch.object(parameters, "_match", lambda *arguments: None))
+        if level.random_embedding:
+            stack.enter_context(patch.object(parameters, "_alike", lambda drawn, shared: (drawn + shared / 2, shared)))
         if level.random_matrices:
             stack.enter_context(patch.object(parameters, "_orthogonal", lambda drawn: drawn))
         if level.all_turn:

@@ -29,8 +29,8 @@ def fan_ins(model: MoELanguageModel) -> Iterator[tuple[str, nn.Parameter, int | 
 def initialise(model: MoELanguageModel, seed: int) -> None:
     """Draw all matrices, on the CPU and parameter by parameter, so that a seed means the same on every device.
 
-    Embeddings share a direction, by which attention can also go by place alone; queries start as keys (`_match`), but
-    for those of induction heads, whose circuit also sets the head. Other gains stay 1, and biases 0.
+    Embeddings share a direction, by which attention can also go by place alone (`_alike`); queries start as keys
+    (`_match`), but for those of induction heads, whose circuit also sets the head. Other gains stay 1, and biases 0.
     """
     a = model.architecture
     generator = torch.Generator().manual_seed(seed)
@@ -50,12 +50,11 @@ def initialise(model: MoELanguageModel, seed: int) -> None:
         drawn = torch.randn(parameter.shape, generator=generator)
         if name.endswith("attention.qkv.weight"):  # a map a head
             drawn = _orthogonal(drawn.view(-1, a.d_head, a.d_model)).reshape_as(drawn)
-        elif name.startswith("layers."):
+        elif fan_in is None:
+            drawn, shared_D = _alike(drawn, torch.randn(a.d_model, generator=generator))
+        elif name != "head.weight":
             drawn = _orthogonal(drawn)
         parameter.copy_(drawn.mul_(std))
-        if fan_in is None:
-            shared_D = torch.randn(parameter.shape[-1], generator=generator)
-            parameter.add_(shared_D * (std / 2))
     attentions = [module for module in model.modules() if isinstance(module, Attention)]
     for attention in attentions:
         _match(attention, a.context_length)
@@ -77,6 +76,20 @@ def _orthogonal(drawn: Tensor) -> Tensor:
     sign = triangle.diagonal(dim1=-2, dim2=-1).sign()  # so that all directions are as likely
     found: Tensor = basis * sign.unsqueeze(-2) * math.sqrt(tall.shape[-2])
     return found.mT if is_wide else found
+
+
+def _alike(drawn_VD: Tensor, shared_D: Tensor) -> tuple[Tensor, Tensor]:
+    """Embeddings with the same variance in all directions but one, of which all have a half; and that one's vector.
+
+    Drawn at random, a thousand embeddings of a hundred features have almost four times the variance in some directions
+    that they have in others; and a token which by chance has little of what all share, or less than none, has next to
+    no key by place alone, with gradients as large as that is small, or one turned round.
+    """
+    D = len(shared_D)
+    shared_D = shared_D * (D**0.5 / shared_D.norm())
+    own_VD = _orthogonal(drawn_VD)
+    share_V = own_VD @ shared_D / D * (D > 1)  # a single feature is all that tokens differ by
+    return own_VD + torch.outer(0.5 - share_V, shared_D), shared_D
 
 
 def _match(attention: Attention, context_length: int) -> None:

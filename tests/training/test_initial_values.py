@@ -41,6 +41,23 @@ def test_matrices_of_layers_are_orthogonal(architecture: Build, sizes: dict[str,
         assert_orthogonal(matrix.detach().view(-1, a.d_head, a.d_model) if "qkv" in name else matrix.detach(), std)
 
 
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("d_model", [2, 16, 24])
+def test_embeddings_have_as_much_of_what_they_share_and_differ_alike_in_all_other_directions(
+    architecture: Build, d_model: int, tied: bool
+) -> None:
+    model = MoELanguageModel(architecture(d_model=d_model, tied_embeddings=tied))
+    initialise(model, 0)
+    embedding_VD = model.embedding.weight.detach().double() * (d_model**0.5 if tied else 1)
+    one_V1 = torch.ones(len(embedding_VD), 1, dtype=torch.float64)
+    along_D1 = torch.linalg.lstsq(embedding_VD, one_V1).solution  # of which all have one
+    torch.testing.assert_close(embedding_VD @ along_D1, one_V1, rtol=0, atol=1e-5)
+    shared_D1 = along_D1 / along_D1.norm() ** 2
+    assert float(shared_D1.norm()) == pytest.approx(d_model**0.5 / 2, rel=1e-5)
+    lengths = torch.linalg.eigvalsh((own_VD := embedding_VD - shared_D1.T).T @ own_VD / len(own_VD))
+    torch.testing.assert_close(lengths, (torch.arange(d_model) > 0).double(), rtol=0, atol=1e-4)
+
+
 def test_a_seed_says_what_every_parameter_is(architecture: Build) -> None:
     """Also of models with biases, which are 0."""
     a = architecture(attention=GroupedQueryAttention(qkv_bias=True, output_bias=True), head_bias=True)
