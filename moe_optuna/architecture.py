@@ -98,11 +98,16 @@ def _pair_flops(cost: Cost, context: int, exact: bool) -> int:
     """Training FLOPs per token of the products over (query, key) pairs: the mean over positions, rounded.
 
     Exact: query i sees min(i, window) keys, i = 1 ... context. Otherwise the halved form of the papers: context / 2
-    keys on the mean where there is no window.
+    keys on the mean where there is no window. A context in blocks is that for each of them, the last one cut.
     """
-    window = min(cost.window or context, context)
-    pairs_twice = window * (window + exact) + 2 * window * (context - window)
-    return (6 * cost.pair_width * pairs_twice + context) // (2 * context)
+
+    def pairs_twice(length: int) -> int:
+        window = min(cost.window or length, length)
+        return window * (window + exact) + 2 * window * (length - window)
+
+    chunk = cost.chunk or context
+    pairs = context // chunk * pairs_twice(chunk) + pairs_twice(context % chunk)
+    return (6 * cost.pair_width * pairs + context) // (2 * context)
 
 
 LARGEST = 2**31 - 1

@@ -271,6 +271,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         with warnings.catch_warnings():
             # What is asked outside of a law's range is a note of the answer itself.
             warnings.filterwarnings("ignore", message=".* outside the range of ")
+            warnings.showwarning = lambda message, *_, **__: print(f"moe-optuna: {message}", file=sys.stderr)
             status = app(words, standalone_mode=False)
         sys.stdout.flush()
         if status == _INTERRUPTED:

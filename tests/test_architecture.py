@@ -109,14 +109,17 @@ def test_full_counts_add_what_the_paper_leaves_out(a: MoEArchitecture) -> None:
     assert a.full.flops_per_token == a.non_embedding.flops_per_token + 6 * products + attention
 
 
+@pytest.mark.parametrize("chunk", [None, 1, 7, 36, 99])
 @pytest.mark.parametrize("window", [None, 1, 2, 5, 36, 37, 99])
-def test_exact_attention_flops_are_a_sum_over_pairs(window: int | None) -> None:
-    a = replace(BASE, attention=GroupedQueryAttention(window=window))
+def test_exact_attention_flops_are_a_sum_over_pairs(window: int | None, chunk: int | None) -> None:
+    a = replace(BASE, attention=GroupedQueryAttention(window=window, chunk=chunk))
     pairs = sum(
         1
         for query in range(a.context_length)
         for key in range(a.context_length)
-        if key <= query and (window is None or query - key < window)
+        if key <= query
+        and (window is None or query - key < window)
+        and (chunk is None or query // chunk == key // chunk)
     )
     # Queries times keys and weights times values, two FLOPs a product, twice again backward; a mean over the tokens.
     attention = 6 * 2 * a.n_heads * a.d_head * pairs * a.n_layers / a.context_length

@@ -50,6 +50,16 @@ def test_count_prints_both_conventions(capsys: pytest.CaptureFixture[str], archi
     assert answer["architecture"]["d_model"] == 64
 
 
+def test_count_says_that_of_a_multimodal_model_it_is_the_text_model(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps({"model_type": "llama4", "text_config": {"model_type": "llama4_text"}}))
+    status, out, err = call(capsys, "count", path, "--json")
+    assert (status, err) == (0, f"moe-optuna: {path}: text_config: counted is the text model of llama4 alone\n")
+    assert json.loads(out)["full"]["total_params"] == pytest.approx(108e9, rel=0.01)
+
+
 def test_plan_gives_an_architecture_within_the_triad(capsys: pytest.CaptureFixture[str]) -> None:
     answer = as_json(capsys, "plan", "--compute", "3e20")
     architecture = MoEArchitecture.from_dict(answer["architecture"])

@@ -16,6 +16,7 @@ __all__ = [
     "COMMON",
     "MIXTURE",
     "WINDOWS",
+    "chunk",
     "dense_first",
     "first_layers",
     "is_windowed",
@@ -77,10 +78,17 @@ def of(kind: type[Attention], name: str) -> Callable[[MoEArchitecture], Any]:
     return found
 
 
-def window(architecture: MoEArchitecture) -> int | None:
-    """The sliding window of the layers that have one."""
-    layers = architecture.attention.layers(architecture.n_layers)
-    return next((size for kind, _ in layers if (size := getattr(kind, "window", None))), None)
+def _size(name: str) -> Callable[[MoEArchitecture], int | None]:
+    """A size of the layers that have one, or ``None``."""
+
+    def found(architecture: MoEArchitecture) -> int | None:
+        layers = architecture.attention.layers(architecture.n_layers)
+        return next((size for kind, _ in layers if (size := getattr(kind, name, None))), None)
+
+    return found
+
+
+window, chunk = _size("window"), _size("chunk")
 
 
 def is_windowed(architecture: MoEArchitecture) -> bool:

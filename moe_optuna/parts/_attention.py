@@ -43,6 +43,8 @@ class GroupedQueryAttention(Uniform):
 
     Attributes:
         window: Keys that a query sees (sliding window), or ``None`` for all before it.
+        chunk: Tokens of the blocks that a context is cut into: a query sees its own block alone (Llama 4); ``None`` for
+            no blocks.
         qkv_bias, output_bias: Whether the projections carry biases.
         sinks: One learned logit a head (gpt-oss).
         norm_over: With ``architecture.qk_norm``: one gain vector for a head's features, shared by all heads, or one
@@ -58,6 +60,7 @@ class GroupedQueryAttention(Uniform):
     sinks: bool = False
     norm_over: Literal["head", "width"] = "head"
     output_gate: bool = False
+    chunk: int | None = None
 
     def cost(self, architecture: MoEArchitecture) -> Cost:
         a = architecture
@@ -66,7 +69,7 @@ class GroupedQueryAttention(Uniform):
         if a.qk_norm:
             vectors += 2 * a.d_head if self.norm_over == "head" else query + key
         matrices = a.d_model * (2 * query + 2 * key + query * self.output_gate)
-        return Cost(matrices=matrices, vectors=vectors, pair_width=2 * query, window=self.window)
+        return Cost(matrices=matrices, vectors=vectors, pair_width=2 * query, window=self.window, chunk=self.chunk)
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,6 +22,7 @@ class Cost:
         pair_width: Features multiplied for each (query, key) pair, queries times keys and weights times values
             together, over all heads.
         window: Keys that a query can see, itself included; ``None`` for the whole causal context.
+        chunk: Tokens of the blocks that the context is cut into, no query sees another block; ``None`` for no blocks.
         idle: Parameters of experts inside the part that a token does not visit.
         state: Multiply-adds for a token that involve no parameter and do not grow with the context (the state of a
             recurrent mixer); like `pair_width`, 2 FLOPs each forward, 4 backward.
@@ -32,6 +33,7 @@ class Cost:
     table: int = 0
     pair_width: int = 0
     window: int | None = None
+    chunk: int | None = None
     idle: int = 0
     state: int = 0
 

@@ -285,7 +285,7 @@ def _attention_kinds(a: MoEArchitecture) -> Iterator[GroupedQueryAttention]:
     if a.d_head % 2:
         raise InputError(f"{a.d_head}, expected an even number for rotary positions", where="d_head")
     for kind, count in a.attention.layers(a.n_layers):
-        if not isinstance(kind, GroupedQueryAttention) or kind.sinks or kind.output_gate:
+        if not isinstance(kind, GroupedQueryAttention) or kind.sinks or kind.output_gate or kind.chunk:
             raise InputError(f"{kind} is counted but not trained by this engine", where="attention")
         for _ in range(count):
             yield kind

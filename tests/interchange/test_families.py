@@ -78,6 +78,12 @@ VARIATIONS: dict[str, dict[str, Any]] = {
         "num_experts": (8, 5), "num_experts_per_tok": (2, 3), "layer_types": (None, TYPES),
         "mlp_layer_types": (None, ["dense", "sparse", "sparse", "dense"]),
     },
+    "llama4_text": GROUPED | BIAS | {
+        "intermediate_size": (48, 40), "intermediate_size_mlp": (80, 72), "num_local_experts": (8, 5),
+        "num_experts_per_tok": (1, 2), "moe_layers": (None, [1, 3], []), "interleave_moe_layer_step": (1, 2, 3),
+        "attention_chunk_size": (8, 16, None), "no_rope_layers": (None, [1, 0, 1, 1]),
+        "no_rope_layer_interval": (4, 2), "layer_types": (None, ["chunked_attention", "full_attention"] * 2),
+    },
     "qwen3_next": GROUPED | STEPPED | {
         "shared_expert_intermediate_size": (24, 48, 50), "linear_conv_kernel_dim": (4, 3),
         "linear_key_head_dim": (8, 16), "linear_value_head_dim": (16, 8), "linear_num_key_heads": (2, 4),
@@ -135,12 +141,11 @@ def _consistent(config: dict[str, Any]) -> dict[str, Any]:
     """Lists of layers cut to the number of layers; keys left out where a family's own class cannot take null."""
     config = dict(config)
     layers = config.get("num_hidden_layers", 4)
-    for key in ("layer_types", "mlp_layer_types"):
+    for key in ("layer_types", "mlp_layer_types", "no_rope_layers"):
         if config.get(key) is not None:
             config[key] = config[key][:layers]
-    return {
-        key: value for key, value in config.items() if value is not None or key in ("q_lora_rank", "sliding_window")
-    }
+    nullable = ("q_lora_rank", "sliding_window", "attention_chunk_size")
+    return {key: value for key, value in config.items() if value is not None or key in nullable}
 
 
 def build(family: str, config: dict[str, Any]) -> tuple[Any, Any]:
@@ -214,6 +219,8 @@ def test_flops_are_those_that_a_counter_sees(family: str) -> None:
     config = configurations(family)[0]
     if "kv_lora_rank" in config:
         config["num_key_value_heads"] = config["num_attention_heads"]
+    if family == "llama4_text":  # its module sends every token through every expert, weighted by 0 where not routed
+        config["num_experts_per_tok"] = config["num_local_experts"]
     if family == "dbrx":
         config["attn_config"] = {**config["attn_config"], "clip_qkv": 8}
     length = 16
@@ -227,3 +234,22 @@ def test_flops_are_those_that_a_counter_sees(family: str) -> None:
     pairs = sum(part.visited * part.cost.pair_width for part in components)
     padding = 3 * (config["conv_L_cache"] - 1) * config["conv_L_cache"] * 64 if family == "lfm2_moe" else 0
     assert counter.get_total_flops() == 2 * (linear * length + pairs * length**2 + padding)
+
+
+MULTIMODAL = {"kimi_k25": "deepseek_v3", "llama4": "llama4_text", "mistral3": "mistral"}
+
+
+@pytest.mark.parametrize("model_type", MULTIMODAL)
+def test_the_text_model_of_a_multimodal_one_is_counted(model_type: str) -> None:
+    family = MULTIMODAL[model_type]
+    for turn, text in enumerate(configurations(family)):
+        tied = ({}, {"tie_word_embeddings": True}, {"tie_word_embeddings": False})[turn % 3]
+        config = {"model_type": model_type, "text_config": {"model_type": family, **text}, **tied}
+        made = CONFIG_MAPPING[model_type](text_config=dict(config["text_config"]), **tied)
+        with torch.device("meta"):
+            module = transformers.AutoModelForImageTextToText.from_config(made)
+        parts = ("language_model", "lm_head")
+        expected = sum(p.numel() for name, p in module.named_parameters() if any(part in name for part in parts))
+        for given in (config, json.loads(made.to_json_string(use_diff=False)), made):
+            with pytest.warns(UserWarning, match=f"counted is the text model of {model_type} alone"):
+                assert from_hf(given).full.total_params == expected, config

@@ -95,6 +95,13 @@ PUBLISHED: dict[str, tuple[dict[str, Any], float, float, str]] = {
         "num_attention_heads": 32, "num_experts_per_tok": 6, "num_hidden_layers": 62, "num_key_value_heads": 32,
         "sliding_window": None, "tie_word_embeddings": False, "use_sliding_window": False, "vocab_size": 152064,
     }, 142, 14, "all"),
+    "Llama-4-Maverick-17B-128E": ({
+        "model_type": "llama4_text", "attention_bias": False, "attention_chunk_size": 8192, "head_dim": 128,
+        "hidden_size": 5120, "interleave_moe_layer_step": 2, "intermediate_size": 8192, "intermediate_size_mlp": 16384,
+        "max_position_embeddings": 1048576, "moe_layers": list(range(1, 48, 2)), "no_rope_layers": [],
+        "num_attention_heads": 40, "num_experts_per_tok": 1, "num_hidden_layers": 48, "num_key_value_heads": 8,
+        "num_local_experts": 128, "tie_word_embeddings": False, "use_qk_norm": False, "vocab_size": 202048,
+    }, 400, 17, "all"),
     "ERNIE-4.5-21B-A3B": ({
         "model_type": "ernie4_5_moe", "hidden_size": 2560, "intermediate_size": 12288,
         "max_position_embeddings": 131072, "moe_capacity": [64, 64, 64], "moe_intermediate_size": 1536, "moe_k": 6,

@@ -102,6 +102,8 @@ def test_a_bad_file_is_named_in_one_line(tmp_path: Path, content: str | None, me
         ({"model_type": "dbrx", "tie_word_embeddings": True}, "tie_word_embeddings: true, only false is supported"),
         ({"model_type": "jetmoe", "num_attention_heads": 31}, "num_attention_heads: 31, expected num_key_value_heads"),
         ({"model_type": "olmoe", "head_dim": 64}, "head_dim: 64, expected hidden_size / num_attention_heads"),
+        ({"model_type": "llama4"}, "text_config: None, expected an object"),
+        ({"model_type": "llama4_text", "no_rope_layers": [1, 0]}, r"no_rope_layers: \[1, 0\], expected a list"),
         ({"model_type": "hunyuan_v1_moe", "moe_topk": [1, 2]}, "moe_topk: 2 values contradict num_hidden_layers = 32"),
     ],
 )

@@ -226,6 +226,7 @@ def test_untrained_kinds_are_refused_by_name(architecture: Build) -> None:
     for changes, name in (
         ({"attention": latent}, "attention"),
         ({"attention": GroupedQueryAttention(sinks=True)}, "attention"),
+        ({"attention": GroupedQueryAttention(chunk=8)}, "attention"),
         ({"router": Router(shared_gate=True)}, "router"),
         ({"d_head": 7}, "d_head"),
     ):

@@ -1,4 +1,4 @@
-"""Qwen mixtures and what follows them: dense layers among the mixtures, gated shared experts."""
+"""Dense layers among the mixtures, or gated shared experts: Qwen and what follows it, Llama 4."""
 
 from __future__ import annotations
 
@@ -17,10 +17,22 @@ from moe_optuna.interchange._reading import (
     shared_width,
     windowed,
 )
-from moe_optuna.interchange._writing import MIXTURE, WINDOWS, dense_first, first_layers, is_windowed, qkv_bias, window
-from moe_optuna.parts import GroupedQueryAttention, Router
+from moe_optuna.interchange._writing import (
+    MIXTURE,
+    WINDOWS,
+    chunk,
+    dense_first,
+    first_layers,
+    is_windowed,
+    layer_types,
+    qkv_bias,
+    window,
+)
+from moe_optuna.parts import Attention, GroupedQueryAttention, Router
 
 __all__ = ["FAMILIES"]
+
+CHUNKED = "chunked_attention"
 
 
 def _qwen2_moe(c: Config) -> Words:
@@ -44,6 +56,26 @@ def _qwen3_moe(c: Config) -> Words:
 def _mellum(c: Config) -> Words:
     mixture = moe(c, listed_dense(c, lambda layer: "sparse"))
     return model(c) | heads(c) | mixture | {"attention": windowed(c, lambda layer: FULL, c.window(), **biases(c))}
+
+
+def _llama4_text(c: Config) -> Words:
+    step, interval = c.integer("interleave_moe_layer_step"), c.integer("no_rope_layer_interval")
+    sparse = set(range(step - 1, c.layers, step)) if c.get("moe_layers") is None else c.indices("moe_layers")
+    rotary = c.get("no_rope_layers") or [(layer + 1) % interval for layer in range(c.layers)]
+    if not isinstance(rotary, list) or len(rotary) != c.layers:
+        raise c.error("no_rope_layers", f"{rotary!r}, expected a list, 0 or 1 a layer")
+    chunk = c.window("attention_chunk_size")
+    kinds: dict[str, Attention] = {
+        FULL: GroupedQueryAttention(**biases(c)),
+        CHUNKED: GroupedQueryAttention(chunk=chunk, **biases(c)),
+    }
+    dense_layers, width = sum(layer not in sparse for layer in range(c.layers)), c.integer("intermediate_size")
+    mixture = moe(c, dense_layers, width="intermediate_size", experts="num_local_experts")
+    return model(c) | heads(c) | shared_width(mixture, width) | {
+        "d_dense": c.integer("intermediate_size_mlp") if dense_layers else 0,
+        "qk_norm": False,  # without gains
+        "attention": c.attention(kinds, lambda layer: CHUNKED if rotary[layer] and chunk else FULL),
+    }  # fmt: skip
 
 
 # fmt: off
@@ -86,6 +118,22 @@ FAMILIES = {
         },
         write=MIXTURE | WINDOWS | {
             "mlp_layer_types": dense_first, "attention_bias": qkv_bias,
+        },
+    ),
+    "llama4_text": Family(
+        model="Llama4ForCausalLM", read=_llama4_text,
+        defaults={
+            "vocab_size": 202048, "hidden_size": 5120, "intermediate_size": 8192, "intermediate_size_mlp": 16384,
+            "num_hidden_layers": 48, "num_attention_heads": 40, "num_key_value_heads": 8, "head_dim": 128,
+            "max_position_embeddings": 131072, "tie_word_embeddings": False, "num_experts_per_tok": 1,
+            "num_local_experts": 16, "moe_layers": None, "interleave_moe_layer_step": 1, "no_rope_layers": None,
+            "no_rope_layer_interval": 4, "attention_chunk_size": 8192, "layer_types": None, "attention_bias": False,
+        },
+        write={
+            "intermediate_size": "d_expert", "intermediate_size_mlp": "d_dense", "num_local_experts": "n_experts",
+            "num_experts_per_tok": "top_k", "moe_layers": lambda a: list(range(a.n_dense_layers, a.n_layers)),
+            "use_qk_norm": False, "attention_bias": qkv_bias, "attention_chunk_size": chunk,
+            "layer_types": layer_types(CHUNKED, lambda kind: getattr(kind, "chunk", None) is not None),
         },
     ),
 }
