@@ -16,7 +16,7 @@ __all__ = ["from_hf", "to_hf"]
 _SAME = {"kimi_k2": "deepseek_v3", "bailing_moe_v2": "bailing_moe"}
 """Model types of published files whose keys and module are those of another family."""
 
-_MULTIMODAL = {"kimi_k25": True, "llama4": None, "mistral3": True}
+_MULTIMODAL = {"kimi_k25": True, "llama4": None, "mistral3": True, "qwen3_5_moe": False, "qwen3_vl_moe": False}
 """Models with a text model among others, which `text_config` describes, and whether its head is tied where
 `tie_word_embeddings` beside it says nothing; ``None`` where that in `text_config` counts.
 """

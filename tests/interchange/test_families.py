@@ -42,6 +42,12 @@ TYPES = ["sliding_attention", "full_attention", "full_attention", "sliding_atten
 LINEAR = ["linear_attention", "full_attention", "linear_attention", "linear_attention"]
 NO_HEAD_DIM = {"head_dim": None}
 
+NEXT = {
+    "shared_expert_intermediate_size": (24, 48, 50), "linear_conv_kernel_dim": (4, 3),
+    "linear_key_head_dim": (8, 16), "linear_value_head_dim": (16, 8), "linear_num_key_heads": (2, 4),
+    "linear_num_value_heads": (4, 8), "layer_types": (None, LINEAR),
+}  # fmt: skip
+
 VARIATIONS: dict[str, dict[str, Any]] = {
     "llama": GROUPED | BIAS | {"intermediate_size": (80, 72), "mlp_bias": (False, True)},
     "mistral": GROUPED | {"intermediate_size": (80, 72), "sliding_window": (16, None)},
@@ -84,11 +90,12 @@ VARIATIONS: dict[str, dict[str, Any]] = {
         "attention_chunk_size": (8, 16, None), "no_rope_layers": (None, [1, 0, 1, 1]),
         "no_rope_layer_interval": (4, 2), "layer_types": (None, ["chunked_attention", "full_attention"] * 2),
     },
-    "qwen3_next": GROUPED | STEPPED | {
-        "shared_expert_intermediate_size": (24, 48, 50), "linear_conv_kernel_dim": (4, 3),
-        "linear_key_head_dim": (8, 16), "linear_value_head_dim": (16, 8), "linear_num_key_heads": (2, 4),
-        "linear_num_value_heads": (4, 8), "layer_types": (None, LINEAR),
+    "qwen3_next": GROUPED | STEPPED | NEXT,
+    "qwen3_5_moe_text": GROUPED | NEXT | {
+        "moe_intermediate_size": (24, 40), "num_experts_per_tok": (2, 3), "num_experts": (8, 5),
+        "full_attention_interval": (4, 2),
     },
+    "qwen3_vl_moe_text": GROUPED | STEPPED | BIAS,
     "lfm2_moe": GROUPED | {
         "intermediate_size": (80, 72), "moe_intermediate_size": (24, 40), "num_experts": (8, 5),
         "num_experts_per_tok": (2, 3), "num_dense_layers": (1, 0, 2, 4), "conv_bias": (False, True),
@@ -152,7 +159,19 @@ def build(family: str, config: dict[str, Any]) -> tuple[Any, Any]:
     """The configuration object and the module, without memory for its parameters."""
     made = CONFIG_MAPPING[family](**config)
     with torch.device("meta"):
-        return made, transformers.AutoModelForCausalLM.from_config(made)
+        return made, language_model(made)
+
+
+def language_model(made: Any, **implementations: str) -> Any:
+    """The module of a configuration object; of a model that is only a part of another one, that with its head."""
+    if made.model_type != "qwen3_vl_moe_text":
+        return transformers.AutoModelForCausalLM.from_config(made, **implementations)
+    whole = transformers.Qwen3VLMoeConfig(text_config=made.to_dict(), tie_word_embeddings=made.tie_word_embeddings)
+    module = transformers.AutoModelForImageTextToText.from_config(whole, **implementations)
+    text = module.model.language_model
+    text.head = module.lm_head
+    text.register_forward_hook(lambda text, _, output: text.head(output.last_hidden_state))
+    return text
 
 
 def counted(module: Any, n_experts: int, top_k: int) -> tuple[int, int]:
@@ -207,7 +226,7 @@ def test_other_names_of_keys_are_those_of_the_configuration_class(family: str) -
         assert from_hf({**config, alias: value}) == from_hf({**config, key: value}), alias
 
 
-CHUNKED = {"qwen3_next", "minimax"}
+CHUNKED = {"qwen3_5_moe_text", "qwen3_next", "minimax"}
 """Families whose kernels for linear attention work in chunks, which costs more than the recurrence that is counted."""
 
 
@@ -226,7 +245,7 @@ def test_flops_are_those_that_a_counter_sees(family: str) -> None:
     length = 16
     made = CONFIG_MAPPING[family](**config)
     implementations = {"attn_implementation": "eager", "experts_implementation": "eager"}
-    module = transformers.AutoModelForCausalLM.from_config(made, **implementations)
+    module = language_model(made, **implementations)
     with FlopCounterMode(display=False) as counter:
         module(torch.zeros((1, length), dtype=torch.long))
     components = from_hf({"model_type": family, **config}).components
@@ -236,7 +255,9 @@ def test_flops_are_those_that_a_counter_sees(family: str) -> None:
     assert counter.get_total_flops() == 2 * (linear * length + pairs * length**2 + padding)
 
 
-MULTIMODAL = {"kimi_k25": "deepseek_v3", "llama4": "llama4_text", "mistral3": "mistral"}
+MULTIMODAL = {"kimi_k25": "deepseek_v3", "llama4": "llama4_text", "mistral3": "mistral"} | {
+    model_type: f"{model_type}_text" for model_type in ("qwen3_5_moe", "qwen3_vl_moe")
+}
 
 
 @pytest.mark.parametrize("model_type", MULTIMODAL)

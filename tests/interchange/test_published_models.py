@@ -144,6 +144,14 @@ PUBLISHED: dict[str, tuple[dict[str, Any], float, float, str]] = {
         "num_shared_experts": 1, "tie_word_embeddings": False, "use_bias": False, "use_qk_norm": True,
         "use_qkv_bias": False, "vocab_size": 157184,
     }, 16.26, 1.4, "all"),
+    "Qwen3.5-35B-A3B": ({
+        "model_type": "qwen3_5_moe_text", "full_attention_interval": 4, "head_dim": 256, "hidden_size": 2048,
+        "linear_conv_kernel_dim": 4, "linear_key_head_dim": 128, "linear_num_key_heads": 16,
+        "linear_num_value_heads": 32, "linear_value_head_dim": 128, "max_position_embeddings": 262144,
+        "moe_intermediate_size": 512, "num_attention_heads": 16, "num_experts": 256, "num_experts_per_tok": 8,
+        "num_hidden_layers": 40, "num_key_value_heads": 2, "shared_expert_intermediate_size": 512,
+        "tie_word_embeddings": False, "vocab_size": 248320,
+    }, 35, 3, "no_embedding"),
     "Qwen3-Next-80B-A3B": ({
         "model_type": "qwen3_next", "decoder_sparse_step": 1, "full_attention_interval": 4, "head_dim": 256,
         "hidden_size": 2048, "intermediate_size": 5120, "linear_conv_kernel_dim": 4, "linear_key_head_dim": 128,

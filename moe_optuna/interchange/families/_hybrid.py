@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from moe_optuna.interchange._config import Config
 from moe_optuna.interchange._family import Family
 from moe_optuna.interchange._reading import FULL, Words, every_step, first_dense, heads, model, moe, shared_width
@@ -11,7 +13,7 @@ from moe_optuna.parts import Attention, GatedDeltaAttention, GroupedQueryAttenti
 __all__ = ["FAMILIES"]
 
 
-def _qwen3_next(c: Config) -> Words:
+def _qwen3_5_moe(c: Config, dense_layers: int = 0) -> Words:
     c.only("attention_bias", False)
     interval = c.integer("full_attention_interval")
     kinds: dict[str, Attention] = {
@@ -25,10 +27,14 @@ def _qwen3_next(c: Config) -> Words:
         ),
     }
     width = c.integer("shared_expert_intermediate_size", least=0)
-    return model(c) | heads(c) | shared_width(moe(c, every_step(c)), width) | {
+    return model(c) | heads(c) | shared_width(moe(c, dense_layers), width) | {
         "attention": c.attention(kinds, lambda layer: "linear_attention" if (layer + 1) % interval else FULL),
         "router": Router(shared_gate=True),
     }  # fmt: skip
+
+
+def _qwen3_next(c: Config) -> Words:
+    return _qwen3_5_moe(c, every_step(c))
 
 
 def _lfm2_moe(c: Config) -> Words:
@@ -36,6 +42,16 @@ def _lfm2_moe(c: Config) -> Words:
     attention = c.attention({FULL: GroupedQueryAttention(), "conv": convolution}, None)
     return model(c) | heads(c) | moe(c, first_dense(c, "num_dense_layers")) | {"attention": attention}
 
+
+_QWEN: dict[str, Any] = {
+    "linear_conv_kernel_dim": of(GatedDeltaAttention, "kernel"),
+    "linear_key_head_dim": of(GatedDeltaAttention, "d_key"),
+    "linear_value_head_dim": of(GatedDeltaAttention, "d_value"),
+    "linear_num_key_heads": of(GatedDeltaAttention, "n_key_heads"),
+    "linear_num_value_heads": of(GatedDeltaAttention, "n_value_heads"),
+    "layer_types": layer_types("linear_attention", lambda kind: isinstance(kind, GatedDeltaAttention)),
+    "shared_expert_intermediate_size": "shared_width",
+}
 
 # fmt: off
 FAMILIES = {
@@ -50,16 +66,19 @@ FAMILIES = {
             "shared_expert_intermediate_size": 512, "num_experts_per_tok": 10, "num_experts": 512,
             "mlp_only_layers": None, "layer_types": None, "full_attention_interval": 4,
         },
-        write=MIXTURE | {
-            "mlp_only_layers": first_layers,
-            "linear_conv_kernel_dim": of(GatedDeltaAttention, "kernel"),
-            "linear_key_head_dim": of(GatedDeltaAttention, "d_key"),
-            "linear_value_head_dim": of(GatedDeltaAttention, "d_value"),
-            "linear_num_key_heads": of(GatedDeltaAttention, "n_key_heads"),
-            "linear_num_value_heads": of(GatedDeltaAttention, "n_value_heads"),
-            "layer_types": layer_types("linear_attention", lambda kind: isinstance(kind, GatedDeltaAttention)),
-            "shared_expert_intermediate_size": "shared_width",
+        write=MIXTURE | _QWEN | {"mlp_only_layers": first_layers},
+    ),
+    "qwen3_5_moe_text": Family(
+        model="Qwen3_5MoeForCausalLM", read=_qwen3_5_moe,
+        defaults={
+            "vocab_size": 248320, "hidden_size": 2048, "num_hidden_layers": 40, "num_attention_heads": 16,
+            "num_key_value_heads": 2, "max_position_embeddings": 32768, "tie_word_embeddings": False,
+            "attention_bias": False, "head_dim": 256, "linear_conv_kernel_dim": 4, "linear_key_head_dim": 128,
+            "linear_value_head_dim": 128, "linear_num_key_heads": 16, "linear_num_value_heads": 32,
+            "moe_intermediate_size": 512, "shared_expert_intermediate_size": 512, "num_experts_per_tok": 8,
+            "num_experts": 256, "layer_types": None, "full_attention_interval": 4,
         },
+        write=MIXTURE | _QWEN | {"intermediate_size": None},
     ),
     "lfm2_moe": Family(
         model="Lfm2MoeForCausalLM", read=_lfm2_moe,

@@ -46,11 +46,13 @@ def _qwen2_moe(c: Config) -> Words:
     return model(c) | heads(c) | mixture | {"qk_norm": False, "attention": attention, "router": router}
 
 
+def _qwen3_vl_moe(c: Config) -> Words:
+    return model(c) | heads(c) | moe(c, every_step(c)) | {"attention": GroupedQueryAttention(**biases(c))}
+
+
 def _qwen3_moe(c: Config) -> Words:
     window = c.window() if c.flag("use_sliding_window") else None
-    return (
-        model(c) | heads(c) | moe(c, every_step(c)) | {"attention": GroupedQueryAttention(window=window, **biases(c))}
-    )
+    return _qwen3_vl_moe(c) | {"attention": GroupedQueryAttention(window=window, **biases(c))}
 
 
 def _mellum(c: Config) -> Words:
@@ -106,6 +108,15 @@ FAMILIES = {
         write=MIXTURE | WINDOWS | {
             "mlp_only_layers": first_layers, "qkv_bias": qkv_bias, "shared_expert_intermediate_size": "shared_width",
             "use_sliding_window": is_windowed,
+        },
+    ),
+    "qwen3_vl_moe_text": Family(  # read alone: transformers builds it as a part of Qwen3-VL
+        model="Qwen3VLMoeTextModel", read=_qwen3_vl_moe, aliases={"num_local_experts": "num_experts"},
+        defaults={
+            "vocab_size": 151936, "hidden_size": 2048, "intermediate_size": 5632, "num_hidden_layers": 24,
+            "num_attention_heads": 16, "num_key_value_heads": 16, "max_position_embeddings": 128000,
+            "tie_word_embeddings": True, "attention_bias": False, "decoder_sparse_step": 1,
+            "moe_intermediate_size": 1408, "num_experts_per_tok": 4, "num_experts": 60, "mlp_only_layers": None,
         },
     ),
     "mellum": Family(
