@@ -101,13 +101,14 @@ def _pair_flops(cost: Cost, context: int, exact: bool) -> int:
     keys on the mean where there is no window. A context in blocks is that for each of them, the last one cut.
     """
 
-    def pairs_twice(length: int) -> int:
-        window = min(cost.window or length, length)
+    def pairs_twice(length: int, window: int) -> int:
+        window = min(window, length)
         return window * (window + exact) + 2 * window * (length - window)
 
-    chunk = cost.chunk or context
-    pairs = context // chunk * pairs_twice(chunk) + pairs_twice(context % chunk)
-    return (6 * cost.pair_width * pairs + context) // (2 * context)
+    chunk, window = cost.chunk or context, cost.window or context
+    pairs = context // chunk * pairs_twice(chunk, window) + pairs_twice(context % chunk, window)
+    products = cost.pair_width * pairs + cost.index_width * pairs_twice(context, context)
+    return (6 * products + context) // (2 * context)
 
 
 LARGEST = 2**31 - 1

@@ -18,6 +18,7 @@ from moe_optuna.parts import (
     GatedDeltaAttention,
     GatedFeedForward,
     GroupedQueryAttention,
+    IndexedAttention,
     Interleaved,
     LatentAttention,
     LightningAttention,
@@ -36,6 +37,9 @@ KINDS_OF_ATTENTION: tuple[Attention, ...] = (
     GroupedQueryAttention(window=5, qkv_bias=True, output_bias=True, sinks=True, norm_over="width", output_gate=True),
     LatentAttention(kv_rank=16, q_rank=24, d_nope=16, d_rope=8, d_value=12, bias=True),
     LatentAttention(kv_rank=16, q_rank=None, d_nope=16, d_rope=8, d_value=12),
+    IndexedAttention(
+        LatentAttention(kv_rank=16, q_rank=24, d_nope=16, d_rope=8, d_value=12), top_k=8, n_heads=2, d_head=8
+    ),
     MixtureAttention(),
     ShortConvolution(kernel=3, bias=True),
     GatedDeltaAttention(n_key_heads=2, n_value_heads=4, d_key=8, d_value=16, kernel=4),
@@ -127,6 +131,16 @@ def test_exact_attention_flops_are_a_sum_over_pairs(window: int | None, chunk: i
     assert a.full.flops_per_token == pytest.approx(products + attention, abs=a.n_layers)
 
 
+def test_an_indexer_scores_all_keys_and_attention_is_over_those_that_it_chooses() -> None:
+    indexed = next(kind for kind in KINDS_OF_ATTENTION if isinstance(kind, IndexedAttention))
+    a = replace(BASE, n_kv_heads=4, d_head=24, qk_norm=False, attention=indexed)
+    queries = range(1, a.context_length + 1)
+    pairs = sum((2 * 8 + 2) * keys + 4 * (24 + 12) * min(keys, 8) for keys in queries)
+    products = 6 * sum(part.visited * part.cost.matrices for part in a.components)
+    expected = products + 6 * pairs * a.n_layers / a.context_length
+    assert a.full.flops_per_token == pytest.approx(expected, abs=a.n_layers)
+
+
 @given(st.integers(1, 500), st.integers(1, 600))
 def test_windows_never_cost_more(context_length: int, window: int) -> None:
     full = replace(BASE, context_length=context_length)
@@ -141,7 +155,7 @@ def test_windows_never_cost_more(context_length: int, window: int) -> None:
 def test_a_part_of_each_kind_by_hand() -> None:
     """Parameters of one layer of each kind, written out for d_model 64, 4 heads, 2 key heads of 16 features."""
     costs = [kind.cost(BASE) for kind in KINDS_OF_ATTENTION[:-1]]
-    grouped, gated, latent, direct, mixture, convolution, delta, lightning = costs
+    grouped, gated, latent, direct, indexed, mixture, convolution, delta, lightning = costs
     assert grouped.matrices == 64 * 64 + 2 * 64 * 32 + 64 * 64
     assert grouped.vectors == 16 + 16
     assert gated.matrices == grouped.matrices + 64 * 64
@@ -150,6 +164,9 @@ def test_a_part_of_each_kind_by_hand() -> None:
     assert latent.vectors == 24 + 16 + (24 + 24 + 64)
     assert latent.pair_width == 4 * (24 + 12)
     assert direct.matrices == 64 * 4 * 24 + 64 * (16 + 8) + 16 * 4 * (16 + 12) + 4 * 12 * 64
+    assert indexed.matrices == latent.matrices + 24 * 2 * 8 + 64 * 8 + 64 * 2
+    assert indexed.vectors == 24 + 16 + 2 * 8
+    assert (indexed.pair_width, indexed.index_width, indexed.window) == (latent.pair_width, 2 * 8 + 2, 8)
     assert mixture.matrices == 2 * 64 * 32 + 2 * (2 * 64 * 32)
     assert mixture.idle == 6 * (2 * 64 * 32)
     assert convolution.matrices == 64 * 3 * 64 + 64 * 3 + 64 * 64
@@ -264,6 +281,10 @@ def test_bad_dimensions_are_named(change: dict[str, Any], message: str) -> None:
             "parts: .*expected pairs of a kind and its number",
         ),
         ({"attention": {"kind": "interleaved", "parts": 4}}, "parts: 4, expected pairs"),
+        (
+            {"attention": {"kind": "indexed", "latent": 4, "top_k": 8, "n_heads": 2, "d_head": 8}},
+            "latent: 4, expected latent attention with a query rank",
+        ),
         (
             {"attention": {"kind": "interleaved", "parts": [[{"kind": "spiral"}, 4]]}},
             "attention: unknown kind 'spiral'",

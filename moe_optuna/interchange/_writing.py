@@ -6,6 +6,7 @@ A source is an attribute of `MoEArchitecture` (a dotted path into its parts), a 
 from __future__ import annotations
 
 from collections.abc import Callable
+from operator import attrgetter
 from typing import Any
 
 from moe_optuna.architecture import MoEArchitecture
@@ -67,12 +68,12 @@ def value(architecture: MoEArchitecture, source: Any) -> Any:
 
 
 def of(kind: type[Attention], name: str) -> Callable[[MoEArchitecture], Any]:
-    """A property of the layers of one kind."""
+    """A property, or a dotted path, of the layers of one kind."""
 
     def found(architecture: MoEArchitecture) -> Any:
         for layer, _ in architecture.attention.layers(architecture.n_layers):
             if isinstance(layer, kind):
-                return getattr(layer, name)
+                return attrgetter(name)(layer)
         raise LookupError(f"no {kind.kind} layers")
 
     return found

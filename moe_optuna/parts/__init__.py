@@ -7,6 +7,7 @@ elsewhere asks which kind it has. Widths are in features, windows and contexts i
 from moe_optuna.parts._attention import (
     Attention,
     GroupedQueryAttention,
+    IndexedAttention,
     Interleaved,
     LatentAttention,
     MixtureAttention,
@@ -23,6 +24,7 @@ __all__ = [
     "GatedDeltaAttention",
     "GatedFeedForward",
     "GroupedQueryAttention",
+    "IndexedAttention",
     "Interleaved",
     "LatentAttention",
     "LightningAttention",
@@ -35,6 +37,7 @@ __all__ = [
 _ATTENTION = (
     GroupedQueryAttention,
     LatentAttention,
+    IndexedAttention,
     MixtureAttention,
     ShortConvolution,
     GatedDeltaAttention,

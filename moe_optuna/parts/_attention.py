@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar, Literal, Protocol
 
 from moe_optuna.errors import InputError
@@ -11,7 +11,15 @@ from moe_optuna.parts._cost import Cost, Part
 if TYPE_CHECKING:
     from moe_optuna.architecture import MoEArchitecture
 
-__all__ = ["Attention", "GroupedQueryAttention", "Interleaved", "LatentAttention", "MixtureAttention", "Uniform"]
+__all__ = [
+    "Attention",
+    "GroupedQueryAttention",
+    "IndexedAttention",
+    "Interleaved",
+    "LatentAttention",
+    "MixtureAttention",
+    "Uniform",
+]
 
 
 class Attention(Protocol):
@@ -104,6 +112,43 @@ class LatentAttention(Uniform):
         )
         vectors = self.kv_rank + (self.q_rank or 0) + ((self.q_rank or 0) + self.kv_rank + self.d_rope + d) * self.bias
         return Cost(matrices=matrices, vectors=vectors, pair_width=heads * (d_query + self.d_value))
+
+
+@dataclass(frozen=True, slots=True)
+class IndexedAttention(Uniform):
+    """Latent attention over the keys that an indexer chooses for each query (DeepSeek-V3.2, arXiv:2512.02556).
+
+    The indexer scores all keys before the query by heads of its own, from the compressed query, which it needs. It is
+    counted as any part is, forward and backward.
+
+    Attributes:
+        latent: The attention over the chosen keys.
+        top_k: Keys chosen for a query.
+        n_heads, d_head: The indexer's heads and their features; with 0 heads a layer has no indexer and takes the
+            choice of the layer before it (GLM-5).
+    """
+
+    kind: ClassVar[str] = "indexed"
+    latent: LatentAttention
+    top_k: int
+    n_heads: int
+    d_head: int
+
+    def __post_init__(self) -> None:
+        Part.__post_init__(self)
+        if not isinstance(self.latent, LatentAttention) or self.latent.q_rank is None:
+            raise InputError(f"{self.latent!r}, expected latent attention with a query rank", where="latent")
+
+    def cost(self, architecture: MoEArchitecture) -> Cost:
+        cost, d = self.latent.cost(architecture), architecture.d_model
+        indexer = (self.latent.q_rank or 0) * self.n_heads * self.d_head + d * (self.d_head + self.n_heads)
+        return replace(
+            cost,
+            matrices=cost.matrices + indexer * (self.n_heads > 0),
+            vectors=cost.vectors + 2 * self.d_head * (self.n_heads > 0),
+            index_width=self.n_heads * (self.d_head + 1),
+            window=self.top_k,
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,6 +21,8 @@ class Cost:
         table: Parameters that are only looked up.
         pair_width: Features multiplied for each (query, key) pair, queries times keys and weights times values
             together, over all heads.
+        index_width: Features multiplied for each pair of the whole causal context, whatever the window: those of an
+            indexer that chooses the keys.
         window: Keys that a query can see, itself included; ``None`` for the whole causal context.
         chunk: Tokens of the blocks that the context is cut into, no query sees another block; ``None`` for no blocks.
         idle: Parameters of experts inside the part that a token does not visit.
@@ -32,6 +34,7 @@ class Cost:
     vectors: int = 0
     table: int = 0
     pair_width: int = 0
+    index_width: int = 0
     window: int | None = None
     chunk: int | None = None
     idle: int = 0

@@ -40,6 +40,10 @@ STEPPED = {
 }  # fmt: skip
 TYPES = ["sliding_attention", "full_attention", "full_attention", "sliding_attention"]
 LINEAR = ["linear_attention", "full_attention", "linear_attention", "linear_attention"]
+INDEXED = LATENT | ROUTED | {
+    "q_lora_rank": (32, 24), "index_topk": (8, 4), "index_n_heads": (2, 3), "index_head_dim": (8, 12),
+    "mlp_layer_types": (None, ["dense", "sparse", "sparse", "dense"]),
+}  # fmt: skip
 NO_HEAD_DIM = {"head_dim": None}
 
 NEXT = {
@@ -104,6 +108,11 @@ VARIATIONS: dict[str, dict[str, Any]] = {
     },
     "deepseek_v2": LATENT | ROUTED | {"mlp_bias": (False, True), "head_dim": None},
     "deepseek_v3": LATENT | ROUTED | {"head_dim": None, "num_nextn_predict_layers": (1, 0, 2)},
+    "deepseek_v32": INDEXED,
+    "glm_moe_dsa": INDEXED | {
+        "index_topk_freq": (1, 2, 3), "index_skip_topk_offset": (2, 1, 3),
+        "indexer_types": (None, ["full", "shared", "shared", "full"]),
+    },
     "glm4_moe_lite": LATENT | {key: value for key, value in ROUTED.items() if key != "first_k_dense_replace"} | {
         "mlp_layer_types": (None, ["dense", "dense", "sparse", "dense"]),
     },
@@ -148,7 +157,7 @@ def _consistent(config: dict[str, Any]) -> dict[str, Any]:
     """Lists of layers cut to the number of layers; keys left out where a family's own class cannot take null."""
     config = dict(config)
     layers = config.get("num_hidden_layers", 4)
-    for key in ("layer_types", "mlp_layer_types", "no_rope_layers"):
+    for key in ("layer_types", "mlp_layer_types", "no_rope_layers", "indexer_types"):
         if config.get(key) is not None:
             config[key] = config[key][:layers]
     nullable = ("q_lora_rank", "sliding_window", "attention_chunk_size")
@@ -210,7 +219,8 @@ def test_defaults_are_those_of_the_configuration_class(family: str) -> None:
     cls = CONFIG_MAPPING[family]
     own = {field.name: field.default for field in dataclasses.fields(cls)}
     own |= {alias: own[key] for alias, key in cls.attribute_map.items() if key in own}
-    own |= {"full_attention_interval": 4}  # taken from the arguments of Qwen3-Next's class
+    # Taken from the arguments of Qwen3-Next's and GLM-5's classes.
+    own |= {"full_attention_interval": 4, "index_topk_freq": 1, "index_skip_topk_offset": 2}
     for sub, config in cls.sub_configs.items():
         own |= {f"{sub}.{field.name}": field.default for field in dataclasses.fields(config)}
     for key, value in FAMILIES[family].defaults.items():
@@ -250,7 +260,7 @@ def test_flops_are_those_that_a_counter_sees(family: str) -> None:
         module(torch.zeros((1, length), dtype=torch.long))
     components = from_hf({"model_type": family, **config}).components
     linear = sum(part.visited * part.cost.matrices for part in components)
-    pairs = sum(part.visited * part.cost.pair_width for part in components)
+    pairs = sum(part.visited * (part.cost.pair_width + part.cost.index_width) for part in components)
     padding = 3 * (config["conv_L_cache"] - 1) * config["conv_L_cache"] * 64 if family == "lfm2_moe" else 0
     assert counter.get_total_flops() == 2 * (linear * length + pairs * length**2 + padding)
 

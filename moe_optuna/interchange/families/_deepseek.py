@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
+from moe_optuna.architecture import MoEArchitecture
 from moe_optuna.interchange._config import Config
 from moe_optuna.interchange._family import Family
 from moe_optuna.interchange._reading import (
@@ -19,8 +21,8 @@ from moe_optuna.interchange._reading import (
     moe,
     windowed,
 )
-from moe_optuna.interchange._writing import MIXTURE, WINDOWS, dense_first, qkv_bias
-from moe_optuna.parts import GatedFeedForward, GroupedQueryAttention, Norm, Router
+from moe_optuna.interchange._writing import MIXTURE, WINDOWS, dense_first, layer_types, of, qkv_bias
+from moe_optuna.parts import Attention, GatedFeedForward, GroupedQueryAttention, IndexedAttention, Norm, Router
 
 __all__ = ["FAMILIES"]
 
@@ -46,6 +48,42 @@ def _glm4_moe(c: Config) -> Words:
 def _glm4_moe_lite(c: Config) -> Words:
     dense_layers = listed_dense(c, lambda layer: "sparse" if layer else "dense")
     return model(c) | latent(c) | moe(c, dense_layers, experts="n_routed_experts", shared="n_shared_experts")
+
+
+def _indexed(c: Config) -> tuple[Words, IndexedAttention]:
+    """The words but the attention, and that of a layer with an indexer."""
+    first = c.integer("first_k_dense_replace", least=0)
+    dense_layers = listed_dense(c, lambda layer: "dense" if layer < first else "sparse")
+    words = model(c) | latent(c) | moe(c, dense_layers, experts="n_routed_experts", shared="n_shared_experts")
+    return words, IndexedAttention(
+        latent=replace(words["attention"], q_rank=c.integer("q_lora_rank")),
+        top_k=c.integer("index_topk"),
+        n_heads=c.integer("index_n_heads"),
+        d_head=c.integer("index_head_dim"),
+    )
+
+
+def _deepseek_v32(c: Config) -> Words:
+    words, attention = _indexed(c)
+    return words | {"attention": attention}
+
+
+def _glm_moe_dsa(c: Config) -> Words:
+    words, full = _indexed(c)
+    kinds: dict[str, Attention] = {"full": full, "shared": replace(full, n_heads=0, d_head=0)}
+
+    def derive(layer: int) -> str:
+        c.only("index_topk_pattern", None)
+        after = max(layer + 1 - c.integer("index_skip_topk_offset", least=0), 0)
+        return "shared" if after % max(c.integer("index_topk_freq", least=0), 1) else "full"
+
+    return words | {"attention": c.attention(kinds, derive, "indexer_types")}
+
+
+def _indexer_types(architecture: MoEArchitecture) -> list[str]:
+    """The first layer has an indexer, whose choice layers without one take."""
+    words = layer_types("shared", lambda kind: isinstance(kind, IndexedAttention) and not kind.n_heads)(architecture)
+    return [{FULL: "full"}.get(word, word) for word in reversed(words)]
 
 
 def _dots1(c: Config) -> Words:
@@ -119,6 +157,18 @@ _LATENT: dict[str, Any] = {
     "v_head_dim": "attention.d_value",
     "attention_bias": "attention.bias",
 }
+_INDEXED: dict[str, Any] = {
+    "head_dim": None,
+    "q_lora_rank": of(IndexedAttention, "latent.q_rank"),
+    "kv_lora_rank": of(IndexedAttention, "latent.kv_rank"),
+    "qk_nope_head_dim": of(IndexedAttention, "latent.d_nope"),
+    "qk_rope_head_dim": of(IndexedAttention, "latent.d_rope"),
+    "v_head_dim": of(IndexedAttention, "latent.d_value"),
+    "attention_bias": of(IndexedAttention, "latent.bias"),
+    "index_topk": of(IndexedAttention, "top_k"),
+    "index_n_heads": of(IndexedAttention, "n_heads"),
+    "index_head_dim": of(IndexedAttention, "d_head"),
+}
 # Routing in one group and without a scale, since an architecture holds none.
 _ROUTING: dict[str, Any] = {"n_group": 1, "topk_group": 1, "routed_scaling_factor": 1.0, "norm_topk_prob": True}
 _ROUTED = _ROUTING | {
@@ -155,6 +205,35 @@ FAMILIES = {
             "max_position_embeddings": 4096, "tie_word_embeddings": False, "attention_bias": False,
         },
         write=_LATENT | _ROUTED | {"first_k_dense_replace": "n_dense_layers", "num_nextn_predict_layers": 0},
+    ),
+    "deepseek_v32": Family(
+        model="DeepseekV32ForCausalLM", read=_deepseek_v32,
+        aliases={"num_local_experts": "n_routed_experts", "num_experts": "n_routed_experts"},
+        defaults={
+            "vocab_size": 129280, "hidden_size": 7168, "intermediate_size": 18432, "moe_intermediate_size": 2048,
+            "num_hidden_layers": 61, "num_attention_heads": 128, "n_shared_experts": 1, "n_routed_experts": 256,
+            "kv_lora_rank": 512, "q_lora_rank": 1536, "qk_rope_head_dim": 64, "v_head_dim": 128,
+            "qk_nope_head_dim": 128, "num_experts_per_tok": 8, "first_k_dense_replace": 3, "mlp_layer_types": None,
+            "max_position_embeddings": 163840, "tie_word_embeddings": False, "attention_bias": False,
+            "index_topk": 2048, "index_head_dim": 128, "index_n_heads": 64,
+        },
+        write=_INDEXED | _ROUTED | {"first_k_dense_replace": "n_dense_layers", "mlp_layer_types": dense_first},
+    ),
+    "glm_moe_dsa": Family(
+        model="GlmMoeDsaForCausalLM", read=_glm_moe_dsa,
+        aliases={"num_local_experts": "n_routed_experts", "num_experts": "n_routed_experts"},
+        defaults={
+            "vocab_size": 154880, "hidden_size": 6144, "intermediate_size": 12288, "moe_intermediate_size": 2048,
+            "num_hidden_layers": 78, "num_attention_heads": 64, "n_shared_experts": 1, "n_routed_experts": 256,
+            "kv_lora_rank": 512, "q_lora_rank": 2048, "qk_rope_head_dim": 64, "v_head_dim": 256,
+            "qk_nope_head_dim": 192, "num_experts_per_tok": 8, "first_k_dense_replace": 3, "mlp_layer_types": None,
+            "max_position_embeddings": 202752, "tie_word_embeddings": False, "attention_bias": False,
+            "index_topk": 2048, "index_head_dim": 128, "index_n_heads": 32, "indexer_types": None,
+            "index_topk_freq": 1, "index_skip_topk_offset": 2,
+        },
+        write=_INDEXED | _ROUTED | {
+            "first_k_dense_replace": "n_dense_layers", "mlp_layer_types": dense_first, "indexer_types": _indexer_types,
+        },
     ),
     "deepseek_v2": Family(
         model="DeepseekV2ForCausalLM", read=_deepseek_v2, aliases={"num_experts": "n_routed_experts"},
