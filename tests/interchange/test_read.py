@@ -102,6 +102,7 @@ def test_a_bad_file_is_named_in_one_line(tmp_path: Path, content: str | None, me
         ({"model_type": "dbrx", "tie_word_embeddings": True}, "tie_word_embeddings: true, only false is supported"),
         ({"model_type": "jetmoe", "num_attention_heads": 31}, "num_attention_heads: 31, expected num_key_value_heads"),
         ({"model_type": "olmoe", "head_dim": 64}, "head_dim: 64, expected hidden_size / num_attention_heads"),
+        ({"model_type": "exaone_moe", "sliding_window_pattern": "LLX"}, "sliding_window_pattern: 'LLX', expected an"),
         ({"model_type": "llama4"}, "text_config: None, expected an object"),
         ({"model_type": "llama4_text", "no_rope_layers": [1, 0]}, r"no_rope_layers: \[1, 0\], expected a list"),
         ({"model_type": "hunyuan_v1_moe", "moe_topk": [1, 2]}, "moe_topk: 2 values contradict num_hidden_layers = 32"),
@@ -163,6 +164,16 @@ def test_windows_are_derived_as_transformers_derives_them() -> None:
         window=32
     )
     assert from_hf(QWEN | {"use_sliding_window": False, "sliding_window": 32}).attention == GroupedQueryAttention()
+
+
+def test_a_pattern_of_letters_is_the_layer_types_that_it_stands_for() -> None:
+    """K-EXAONE's files have one; transformers reads it only beside `layer_types`, whose words its class documents."""
+    exaone = {"model_type": "exaone_moe", "sliding_window": 128}
+    for layers, pattern, letters in [(8, "LLLG", "LLLGLLLG"), (6, "LLLG", "LLLGLG"), (3, "LG", "LGG"), (2, "L", "LG")]:
+        words = [{"L": "sliding_attention", "G": "full_attention"}[letter] for letter in letters]
+        listed = from_hf(exaone | {"num_hidden_layers": layers, "layer_types": words})
+        assert from_hf(exaone | {"num_hidden_layers": layers, "sliding_window_pattern": pattern}) == listed
+    assert from_hf(exaone | {"sliding_window_pattern": "LLLG"}) == from_hf(exaone | {"sliding_window_pattern": 4})
 
 
 def test_sliding_windows_lower_the_flops_and_nothing_else() -> None:

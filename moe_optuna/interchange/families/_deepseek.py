@@ -129,11 +129,16 @@ def _solar_open(c: Config) -> Words:
 def _exaone_moe(c: Config) -> Words:
     window, first = c.window(), first_dense(c)
     mixture = moe(c, listed_dense(c, lambda layer: "dense" if layer < first else "sparse"), shared="num_shared_experts")
-    return model(c) | heads(c) | mixture | {
-        "attention": windowed(
-            c, lambda layer: SLIDING if window and (layer + 1) % c.integer("sliding_window_pattern") else FULL, window
-        )
-    }  # fmt: skip
+
+    def derive(layer: int) -> str:
+        pattern = c.get("sliding_window_pattern")
+        if isinstance(pattern, str) and pattern and set(pattern) <= set("LG"):  # the last is global
+            local = pattern[layer % len(pattern)] == "L" and layer + 1 < c.layers
+        else:
+            local = (layer + 1) % c.integer("sliding_window_pattern") != 0
+        return SLIDING if window and local else FULL
+
+    return model(c) | heads(c) | mixture | {"attention": windowed(c, derive, window)}
 
 
 def _afmoe(c: Config) -> Words:
