@@ -35,6 +35,10 @@ _PROXY = {"width": "0.5"}
 """What an empty cell means: runs that do not sweep the width have the proxy width, the middle of the interval."""
 
 
+_SEPARATORS = {";": "semicolons", "\t": "tabs"}
+"""Refused rather than read: with semicolons numbers often have decimal commas."""
+
+
 def checked(law: Form, columns: Mapping[str, ArrayLike], *, where: object = None) -> dict[str, Array]:
     """The columns that a law reads, as float arrays ``(n,)`` of one length, all in their domain.
 
@@ -69,17 +73,20 @@ def checked(law: Form, columns: Mapping[str, ArrayLike], *, where: object = None
 
 
 def _rows(path: str | Path) -> tuple[list[str], list[dict[str, str]]]:
-    """The columns of a CSV file and its rows."""
+    """The columns of a CSV file and its rows, those without any text left out as blank lines are."""
     try:
         with Path(path).open(newline="", encoding="utf-8-sig") as file:
             reader = csv.DictReader(file, skipinitialspace=True, restval="")
             names = [name.strip() for name in reader.fieldnames or ()]
             reader.fieldnames = names
-            rows = list(reader)
+            rows = [row for row in reader if any("".join(cell).strip() for cell in row.values())]
     except OSError as error:
         raise InputError(error.strerror or "cannot be read", where=path) from None
     except (UnicodeDecodeError, csv.Error):
         raise InputError("not a CSV text file", where=path) from None
+    for separator, word in _SEPARATORS.items():
+        if len(names) == 1 and separator in names[0]:
+            raise InputError(f"cells separated by {word}, expected commas", where=path)
     if twice := [name for name in names if name and names.count(name) > 1]:
         raise InputError(f"two columns {twice[0]}, expected one", where=path)
     if long := [number for number, row in enumerate(rows, start=1) if None in row]:

@@ -395,6 +395,9 @@ def test_read_runs_takes_complete_rows_and_passes_over_other_columns(tmp_path: P
         ("total_params,tokens,loss\n1,-2,3\n", "row 1, column tokens: '-2', expected a positive number"),
         ("total_params,tokens,loss\n1,2\n", "row 1, column loss: ''"),
         ("", "missing columns"),
+        ("total_params,tokens,loss\n,,\n1,2,3\n1,many,3\n,,\n", "row 2, column tokens: 'many'"),
+        ("total_params;tokens;loss\n1,5;2;3\n", "cells separated by semicolons, expected commas"),
+        ("total_params\ttokens\tloss\n1\t2\t3\n", "cells separated by tabs, expected commas"),
         ("active_params,loss\n1,2\n", r"for law 'chinchilla'$"),  # another quantity is no misspelling
     ],
 )
@@ -413,6 +416,12 @@ def test_a_missing_column_of_groups_is_among_the_expected(tmp_path: Path):
     expected = "missing column foo, expected total_params, tokens, loss for law 'chinchilla' and foo to group by$"
     with pytest.raises(InputError, match=expected):
         read_runs(path, "chinchilla", group="foo")
+
+
+def test_a_row_of_empty_cells_is_a_blank_line(tmp_path: Path):
+    path = tmp_path / "runs.csv"
+    path.write_text("total_params,tokens,loss\n1,2,3\n\n , ,\n,,,,\n")
+    assert list(read_runs(path, "chinchilla")["loss"]) == [3]
 
 
 def test_an_empty_width_is_the_proxy_width(tmp_path: Path):
