@@ -52,7 +52,8 @@ def fit_ladder(
             (`flops_per_token`; `compute_density`, `expansion_ratio`; `d_model`, ...); `state` where not all are
             complete, and the dimensions, which tell repeats. A pruned run counts with what its curve foretold
             (`forecast`, `forecast_sd`: nats per token, relative), or else as one that would not have beaten the best
-            complete one of its phase and budget. A count that is 0 in some run of a phase has no law there.
+            complete one of its phase and budget. Rows that are equal in all these columns are the same training, given
+            again: it counts once. A count that is 0 in some run of a phase has no law there.
         space: Name of the search space.
         noise: Relative sd of a run over seeds where it is known; from repeats and residuals by default.
         seed: For the draws behind the intervals.
@@ -90,7 +91,9 @@ def fit_ladder(
 
 
 def _table(runs: Mapping[str, ArrayLike]) -> dict[str, NDArray[Any]]:
-    """The usable rows as arrays: numbers, `row`, `censored`, `vague` (relative sd of a forecast) and `group`."""
+    """The usable rows as arrays, each run once: numbers, `row`, `censored`, `vague` (relative sd of a forecast) and
+    `group`.
+    """
     for name in COLUMNS:
         if name not in runs:
             raise InputError(f"no such column, expected {', '.join(COLUMNS)} and the searched axes", where=name)
@@ -109,6 +112,8 @@ def _table(runs: Mapping[str, ArrayLike]) -> dict[str, NDArray[Any]]:
                 table[name] = np.asarray(runs[name]).astype(float)
             except ValueError as error:
                 raise InputError(f"not a number ({error})", where=name) from None
+    columns = [np.nan_to_num(table[name], nan=-1.0) for name in (*COLUMNS, *MORE) if name in table]
+    first = np.unique(group_of([*columns, complete]), return_index=True)[1]
     foretold = np.zeros(n, bool)
     if "forecast" in table and "forecast_sd" in table:
         ahead = np.stack([table["forecast"], table["forecast_sd"]])
@@ -117,7 +122,7 @@ def _table(runs: Mapping[str, ArrayLike]) -> dict[str, NDArray[Any]]:
         table["vague"] = np.where(foretold, table["forecast_sd"], 0.0)
     with np.errstate(invalid="ignore"):
         usable = np.isin(state, ("complete", "pruned")) & (table["compute"] > 0) & (table["loss"] > 0)
-    usable &= np.isfinite(table["loss"]) & np.isfinite(table["compute"])
+    usable &= np.isfinite(table["loss"]) & np.isfinite(table["compute"]) & np.isin(np.arange(n), first)
     for phase, compute in {(p, c) for p, c in zip(table["phase"][usable], table["compute"][usable], strict=True)}:
         member = usable & (table["phase"] == phase) & (table["compute"] == compute)
         bound = member & ~complete & ~foretold

@@ -189,6 +189,15 @@ def test_fits_of_a_budget_use_its_own_runs_where_they_suffice() -> None:
     assert pooled.predict(pooled.optimum)[0] == pytest.approx(pooled.loss, rel=1e-4)
 
 
+def test_runs_that_are_given_again_count_once() -> None:
+    """With a blank column and one that is pruned, too: a file pasted together twice tells no more than one."""
+    table = runs([1e18, 1e19], (4, 36, 20), 0.001, 0)
+    table["n_heads"] = np.where(table["phase"] == 2, 4.0, np.nan)
+    table["state"][5] = "pruned"
+    twice = {name: np.concatenate([column, column]) for name, column in table.items()}
+    assert fit_ladder(twice).to_dict() == fit_ladder(table).to_dict()
+
+
 def test_the_band_widens_where_curvature_falls() -> None:
     laws = fit_ladder(runs([1e18, 1e19, 1e20, 1e21], (10, 40, 40), 0.0003, 0), score=False)
     assert laws.growth["d_model"]["relative"].verdict == "widens"
