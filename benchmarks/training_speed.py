@@ -1,10 +1,10 @@
 """Tokens per second of a training step against the field: same shapes, same tokens, same optimizer, one run.
 
-    python benchmarks/training_speed.py [--sizes cpu-1 lab-2 ...] [--seconds 8] [--threads 1]
+    python benchmarks/training_speed.py [--sizes cpu-1 lab-64 ...] [--seconds 8] [--threads 1]
     python benchmarks/training_speed.py --memory         # peak memory, a process each
     python benchmarks/training_speed.py --trials         # Lightning's loop, evaluation and start of whole trials
     python benchmarks/training_speed.py --compile        # torch.compile and bfloat16, compiling included
-    python benchmarks/training_speed.py --packed 8 --sizes lab-1   # whole trials side by side, and one after another
+    python benchmarks/training_speed.py --packed 8 --sizes lab-64  # whole trials side by side, and one after another
     python benchmarks/training_speed.py --device cuda    # and with --trials and --packed, on a GPU
 
 Variants
@@ -83,16 +83,19 @@ CPU = {
     "cpu-2": architecture(24, 1, 3, 2, 1, 16, 32, 16, 2, context=128),
     "cpu-3": architecture(32, 1, 4, 2, 1, 16, 32, 16, 2, context=128),
 }
-# Name: architecture, sequences a step. Of the middle of a space's lattices: `cpu` at 2e10, 1e11 and 2.4e11 FLOPs, `lab`
-# at 1e13, 1e14 and 1e15 when its models were twice as large, with at most 4096 tokens; `holistic` at 1e18, with a
-# shorter context and a small vocabulary, and at 1e19 as it is. The rule of `moe_optuna.training.rules` asks for fewer
-# sequences at the sizes of `cpu`, in "trial".
+# Name: architecture, sequences a step. Of the middle of a space's lattices: `cpu` at 2e10, 1e11 and 2.4e11 FLOPs; `lab`
+# at 1e13, 1e14 and 1e15, those by their width from today's, whose heads fill it, those by number from when its models
+# were twice as large, with at most 4096 tokens; `holistic` at 1e18, with a shorter context and a small vocabulary, and
+# at 1e19 as it is. The rule of `moe_optuna.training.rules` asks for fewer sequences at the sizes of `cpu`, in "trial".
 SIZES: dict[str, tuple[MoEArchitecture, int]] = {
     **{name: (a, sequences) for (name, a), sequences in zip(CPU.items(), (4, 8, 11), strict=True)},
     **{f"{name} trial": (a, sequences) for (name, a), sequences in zip(CPU.items(), (2, 3, 4), strict=True)},
     "lab-1": (architecture(96, 1, 3, 4, 2, 32, 64, 64, 4, context=512), 8),
     "lab-2": (architecture(144, 2, 5, 8, 4, 32, 48, 64, 4, context=512), 8),
     "lab-3": (architecture(208, 2, 9, 8, 4, 64, 48, 64, 4, context=512), 4),
+    "lab-64": (architecture(64, 3, 2, 2, 1, 32, 40, 64, 4, context=512), 3),
+    "lab-128": (architecture(128, 3, 2, 4, 2, 32, 72, 64, 4, context=512), 6),
+    "lab-256": (architecture(256, 3, 3, 8, 4, 32, 48, 64, 4, context=512), 8),
     "holistic-1": (architecture(720, 3, 6, 4, 2, 64, 48, 288, 8, context=1024, vocab=8192), 1),
     "holistic-2": (architecture(1704, 2, 7, 8, 4, 64, 120, 288, 8, context=8192, vocab=151936), 1),
 }
