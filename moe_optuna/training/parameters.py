@@ -52,7 +52,7 @@ def initialise(model: MoELanguageModel, seed: int) -> None:
             drawn = _orthogonal(drawn.view(-1, a.d_head, a.d_model)).reshape_as(drawn)
         elif fan_in is None:
             drawn, shared_D = _alike(drawn, torch.randn(a.d_model, generator=generator))
-        elif name != "head.weight":
+        elif name.startswith("layers."):
             drawn = _orthogonal(drawn)
         parameter.copy_(drawn.mul_(std))
     attentions = [module for module in model.modules() if isinstance(module, Attention)]
