@@ -11,7 +11,7 @@ search: $(VENV)/.installed
 	$(BIN)/moe-optuna search $(SPACE) --out runs/$(SPACE)
 
 test: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
 
 check: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

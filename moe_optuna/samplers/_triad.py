@@ -18,7 +18,7 @@ from optuna.study import StudyDirection
 from optuna.trial import TrialState
 
 from moe_optuna.architecture import MoEArchitecture
-from moe_optuna.errors import InputError
+from moe_optuna.errors import InputError, whole_number
 from moe_optuna.pruners import parental
 from moe_optuna.samplers import _compat
 from moe_optuna.samplers._belief import Belief, Parent, budget_of
@@ -115,8 +115,10 @@ class TriadSampler(BaseSampler):
 
         if not isinstance(phase, Phase):
             raise InputError(f"a {type(phase).__name__}, expected a phase of a space", where="phase")
-        if n_startup is not None and n_startup < 0:
-            raise InputError(f"{n_startup!r}, expected at least 0", where="n_startup")
+        if n_startup is not None:
+            n_startup = whole_number(n_startup, "n_startup", least=0)
+        if seed is not None:
+            seed = whole_number(seed, "seed", least=0)
         self._phase = phase
         self._parents = parental(parents)
         for parent in self._parents:

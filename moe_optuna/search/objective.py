@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from moe_optuna.errors import InputError
+from moe_optuna.errors import InputError, whole_number
 
 if TYPE_CHECKING:
     from optuna import Trial
@@ -30,15 +30,21 @@ class LightningObjective:
         seed: Of trials that carry none of their own in the user attribute `seed`.
 
     Raises:
-        InputError: Where the space's ``[training]`` table is wrong, or its text is not there.
+        InputError: Where an argument is of another kind, the space's ``[training]`` table is wrong, or its text is not
+            there.
     """
 
     def __init__(self, phase: Phase, *, recipe: Recipe | None = None, seed: int = 0) -> None:
+        from moe_optuna.space import Phase
         from moe_optuna.training import Recipe, find_text
 
+        if not isinstance(phase, Phase):
+            raise InputError(f"a {type(phase).__name__}, expected a phase of a space", where="phase")
+        if recipe is not None and not isinstance(recipe, Recipe):
+            raise InputError(f"a {type(recipe).__name__}, expected a Recipe", where="recipe")
         self._phase = phase
         self._recipe = recipe or Recipe.from_table(phase.space.training, where=f"{phase.space.name}: [training]")
-        self._seed = seed
+        self._seed = whole_number(seed, "seed", least=0)
         find_text(self._recipe)
 
     def __call__(self, trial: Trial) -> float:

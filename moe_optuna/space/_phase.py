@@ -105,8 +105,7 @@ class Phase:
         Raises:
             InputError: Where a parameter of an axis is missing.
         """
-        if missing := [axis.name for axis in self.axes if axis.name not in params]:
-            raise InputError(f"missing {', '.join(missing)}, expected a value for each axis", where=self.name)
+        self._check(params)
         point = [params[axis.name] for axis in self.axes]
         if not all(axis.contains(value) for axis, value in zip(self.axes, point, strict=True)):
             return None
@@ -143,7 +142,12 @@ class Phase:
         return self.lattice[index]
 
     def why_not(self, params: Mapping[str, float | int]) -> str:
-        """Why parameters mean no architecture, and which would, in one line."""
+        """Why parameters mean no architecture, and which would, in one line.
+
+        Raises:
+            InputError: Where a parameter of an axis is missing.
+        """
+        self._check(params)
         point = ", ".join(f"{axis.name} = {params[axis.name]:.6g}" for axis in self.axes)
         for axis in self.axes:
             if not axis.contains(params[axis.name]):
@@ -159,8 +163,17 @@ class Phase:
 
     def explain(self, params: Mapping[str, float | int]) -> Diagnosis:
         """What meets the triad that parameters stand for with their discrete choices; where nothing does, what binds,
-        the nearest feasible triad, and the smallest relaxation of each rule."""
+        the nearest feasible triad, and the smallest relaxation of each rule.
+
+        Raises:
+            InputError: Where a parameter of an axis is missing.
+        """
+        self._check(params)
         return diagnose(*self._held(params))
+
+    def _check(self, params: Mapping[str, float | int]) -> None:
+        if missing := [axis.name for axis in self.axes if axis.name not in params]:
+            raise InputError(f"missing {', '.join(missing)}, expected a value for each axis", where=self.name)
 
     def _held(self, params: Mapping[str, float | int]) -> tuple[Rules, Triad]:
         """The rules and the triad that parameters stand for."""

@@ -452,7 +452,9 @@ def test_constructor_takes_keywords_only(phase: Phase) -> None:
     ("arguments", "message"),
     [
         ({"phase": None}, "phase: a NoneType, expected a phase of a space"),
-        ({"n_startup": -1}, "n_startup: -1, expected at least 0"),
+        ({"n_startup": -1}, "n_startup: -1, expected an integer of at least 0"),
+        ({"n_startup": 2.5}, "n_startup: 2.5, expected an integer"),
+        ({"seed": -1}, "seed: -1, expected an integer of at least 0"),
         ({"laws": "laws.json"}, "laws: a str, expected laws, such as `LadderLaws.load` reads from a laws.json"),
     ],
 )

@@ -106,6 +106,7 @@ def test_the_studies_of_a_ladder(finished):
     assert {"flops_per_token", "active_params", "total_params", "tolerances"} <= triad.keys()
 
 
+@pytest.mark.filterwarnings("ignore:Fixed parameter")  # Optuna's, of the second
 @pytest.mark.parametrize("width", [0.9, 7.0])
 def test_what_somebody_else_enqueues_is_no_repeat(tmp_path, width):
     """Also where it means no architecture."""

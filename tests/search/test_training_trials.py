@@ -191,3 +191,16 @@ def test_a_wrong_recipe_is_told_before_any_trial(phase, training, says):
     space = tiny_space(training=training)
     with pytest.raises(InputError, match=says):
         LightningObjective(space.phase_one(phase.compute))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ({"phase": "cpu"}, "phase: a str, expected a phase of a space"),
+        ({"recipe": {}}, "recipe: a dict, expected a Recipe"),
+        ({"seed": "0"}, "seed: '0', expected an integer of at least 0"),
+    ],
+)
+def test_wrong_arguments_of_the_objective_are_named(phase, arguments, says):
+    with pytest.raises(InputError, match=says):
+        LightningObjective(**{"phase": phase, **arguments})

@@ -1,5 +1,6 @@
 """Phases: one architecture a coordinate, all inside their triads, the same axes at every budget."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -124,6 +125,13 @@ def test_index_takes_the_nearest_and_none_where_nothing_is_near() -> None:
     assert phase.index(combination) is None
     assert "expansion_ratio is 3, and these experts reach at most" in phase.why_not(combination)
     assert phase.explain(combination).count == 0
+
+
+@pytest.mark.parametrize("ask", [Phase.index, Phase.explain, Phase.why_not])
+def test_a_missing_coordinate_is_named(ask: Callable[[Phase, dict[str, float]], object]) -> None:
+    phase = phases(SearchSpace.load(SMALL), 5e10)[1]
+    with pytest.raises(InputError, match="phase-1: missing expansion_ratio, expected a value for each axis"):
+        ask(phase, {"compute_density": 1.0})
 
 
 @pytest.mark.parametrize("name", [SMALL, "holistic"])
