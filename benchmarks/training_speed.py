@@ -10,7 +10,7 @@
 Variants
     moe_optuna         this project's model and optimizer, its operations compiled (`native`); on a GPU in bfloat16, a
                        step recorded once and replayed (`moe_optuna.training.capture`)
-    eager, compiled    on a GPU the same launched operation by operation, and with layers by ``torch.compile``
+    eager, compiled    on a GPU the same launched operation by operation, and with layers and head by ``torch.compile``
     mkl, openblas      the same, its matrix products by one library or the other, whichever the machine's choice is
     autograd           the same, gradients by autograd, of which the compiled step is one node
     plain              the same in torch's operations, one node a sublayer: what runs without a compiler
@@ -125,8 +125,7 @@ def trainable(
     if compiled:  # as `moe_optuna.training.compiling`; another size would be one too many for a function at some time
         torch._dynamo.reset()
         torch._functorch.config.backward_pass_autocast = "off"
-        for layer in model.layers:
-            layer.compile(dynamic=False)
+        model.compile_parts(dynamic=False)
 
     def forget() -> None:
         optimizer.zero_grad()

@@ -58,7 +58,7 @@ class Recipe:
         strategy: Where a trial has several devices, ``ddp``: each has the whole model; or ``fsdp``: each keeps a part
             of parameters, gradients and moments, for models that one device cannot hold.
         graph: Whether on a GPU a step is recorded once and replayed (a CUDA graph), where the trial has no other.
-        compile: Whether on a GPU `torch.compile` makes kernels for the layers, which takes a minute or so:
+        compile: Whether on a GPU `torch.compile` makes kernels for layers and head, which takes a minute or so:
             ``"always"``, ``"never"``, or where a training is long enough for that (``"auto"``: from 1e17 FLOPs on).
     """
 

@@ -1,4 +1,4 @@
-"""`torch.compile` for a model's layers on a GPU: where a training is long enough to earn the minute that it takes.
+"""`torch.compile` for a model's layers and head on a GPU, where a training is long enough to earn the minute it takes.
 
 Nothing of the compiler is imported where nothing is compiled: it takes seconds.
 """
@@ -23,7 +23,7 @@ WORTH = 1e17
 
 
 def is_worth_it(recipe: Recipe, architecture: MoEArchitecture, hyper: Hyperparameters, accelerator: str) -> bool:
-    """Whether a training is to have its layers compiled."""
+    """Whether a training is to have its model compiled."""
     tokens = hyper.steps * hyper.sequences * architecture.context_length
     is_long = architecture.non_embedding.flops_per_token * tokens >= WORTH
     return accelerator == "cuda" and (recipe.compile == "always" or (recipe.compile == "auto" and is_long))
@@ -31,17 +31,15 @@ def is_worth_it(recipe: Recipe, architecture: MoEArchitecture, hyper: Hyperparam
 
 @contextmanager
 def compiled(model: MoELanguageModel, *, must: bool, backend: str | Callable[..., Any] = "inductor") -> Iterator[None]:
-    """Within it the layers are compiled when they are first called, those of one kind once; where the compiler fails
-    they run as they are, unless they `must` be compiled."""
+    """Within it layers and head are compiled when they are first called, layers of one kind once; where the compiler
+    fails they run as they are, unless they `must` be compiled."""
     from torch._functorch import config as functorch
 
     # Devices exchange gradients from layer to layer, for which none needs to be cut. Backward runs outside autocast, as
     # it does where nothing is compiled.
     dynamo = torch._dynamo.config.patch(suppress_errors=not must, optimize_ddp=False)
     with dynamo, functorch.patch(backward_pass_autocast="off"):
-        for layer in model.layers:
-            layer.compile(dynamic=False, backend=backend)
-        model.is_compiled = True
+        model.compile_parts(dynamic=False, backend=backend)
         try:
             yield
         finally:
@@ -50,7 +48,7 @@ def compiled(model: MoELanguageModel, *, must: bool, backend: str | Callable[...
 
 @contextmanager
 def uncompiled(model: MoELanguageModel) -> Iterator[None]:
-    """Within it layers run as they are, on inputs of other shapes than those that they were compiled for."""
+    """Within it layers and head run as they are, on inputs of other shapes than those that they were compiled for."""
     if not model.is_compiled:
         yield
         return

@@ -155,7 +155,7 @@ class MoELanguageModel(nn.Module):
         end: Token id that ends a document, beyond which nothing before it is attended to; ``None``: no such bound.
 
     Attributes:
-        is_compiled: Whether `compiling` has had its layers compiled.
+        is_compiled: Whether layers and head are compiled (`compile_parts`).
 
     Raises:
         InputError: Where the architecture has a part that is counted but not trained here.
@@ -175,6 +175,7 @@ class MoELanguageModel(nn.Module):
         )
         self.norm = RMSNorm(a.d_model)
         self.head = nn.Linear(a.d_model, a.vocab_size, bias=a.head_bias)
+        self.head_loss = _head_loss
         if a.tied_embeddings:
             self.head.weight = self.embedding.weight
         self.rotary: Tensor
@@ -195,9 +196,15 @@ class MoELanguageModel(nn.Module):
         x_TD, router_loss = self._layers(token_BS)
         if self.head.bias is None and self.layers[0].can_fuse(x_TD):
             return apply(HeadLoss, x_TD, self.norm.gain, self.head.weight, target_BS.flatten()), router_loss
-        logits_TV = self.head(self.norm(x_TD))
-        precise = torch.promote_types(logits_TV.dtype, torch.float32)
-        return F.cross_entropy(logits_TV.to(precise), target_BS.flatten()), router_loss
+        loss = self.head_loss(x_TD, self.norm.gain, self.head.weight, self.head.bias, target_BS.flatten())
+        return loss, router_loss
+
+    def compile_parts(self, **settings: Any) -> None:
+        """Have `torch.compile`, with these settings, make kernels for each layer and for the head with its loss."""
+        for layer in self.layers:
+            layer.compile(**settings)
+        self.head_loss = torch.compile(_head_loss, **settings)
+        self.is_compiled = True
 
     def path(self) -> str:
         """What `loss` runs: ``"native"``, the model in one call; ``"sublayers"``, a node each; ``"modules"``."""
@@ -261,6 +268,14 @@ class MoELanguageModel(nn.Module):
         for index, layer in enumerate(self.layers):
             if isinstance(layer.block, MoE):
                 yield index, layer.block.router
+
+
+def _head_loss(x_TD: Tensor, gain_D: Tensor, weight_VD: Tensor, bias_V: Tensor | None, target_T: Tensor) -> Tensor:
+    """Mean cross-entropy behind norm and head, in float32 or better: compiled, no logits in float32 are ever kept, of
+    which there would be several copies."""
+    logits_TV = F.linear(rms_norm(x_TD, gain_D), weight_VD, bias_V)
+    precise = torch.promote_types(logits_TV.dtype, torch.float32)
+    return F.cross_entropy(logits_TV.to(precise), target_T)
 
 
 def _same_document(token_BS: Tensor, end: int) -> Tensor:

@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 import torch
-from functorch.compile import make_boxed_func
+from functorch.compile import make_boxed_func, min_cut_rematerialization_partition
 from torch import Tensor
 from torch._dynamo.backends.common import aot_autograd
+from torch._inductor.decomposition import select_decomp_table
 from torch.nn.parallel import DistributedDataParallel
 
 from moe_optuna.architecture import MoEArchitecture
@@ -51,17 +52,17 @@ def losses(a: MoEArchitecture, **compile: Any) -> list[Tensor]:
     model = MoELanguageModel(a)
     initialise(model, 0)
     token = torch.randint(0, a.vocab_size, (3, a.context_length + 1), generator=torch.Generator().manual_seed(1))
-    for layer in model.layers:
-        if compile:
-            layer.compile(dynamic=False, **compile)
+    if compile:
+        model.compile_parts(dynamic=False, **compile)
     with torch.autocast("cpu", torch.bfloat16):
         both = model.loss(token[:, :-1], token[:, 1:])
     sum(both).backward()
     return [*both, torch.cat([p.grad.flatten() for p in model.parameters()])]  # type: ignore[union-attr]
 
 
-def test_a_compiled_layer_is_one_graph_and_the_same(architecture: Build) -> None:
-    """Dense and with experts: nothing in it stops the compiler. Rounding apart, in bfloat16 a part in 256."""
+def test_what_is_compiled_is_one_graph_each_and_the_same(architecture: Build) -> None:
+    """Layers, dense and with experts, and the head: nothing in them stops the compiler. Rounding apart, in bfloat16 a
+    part in 256."""
     plain = losses(architecture())
     whole = losses(architecture(), fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(plain[:2], whole[:2], rtol=1e-3, atol=1e-4)
@@ -84,7 +85,33 @@ def test_a_compiled_router_goes_back_in_float32(architecture: Build) -> None:
         with torch.autocast("cpu", torch.bfloat16):
             loss, router_loss = model.loss(token[:, :-1], token[:, 1:])
         (loss + router_loss).backward()
-    assert sorted(kinds.count(torch.float32) for kinds in seen) == [0, 2]
+    assert sorted(kinds.count(torch.float32) for kinds in seen) == [0, 0, 2]
+
+
+def test_a_compiled_head_keeps_its_logits_once_and_in_bfloat16(architecture: Build) -> None:
+    """With the compiler's own choice of what to keep for the backward pass."""
+    kept: list[Any] = []
+
+    def forward(graph: torch.fx.GraphModule, inputs: list[Any]) -> Any:
+        (output,) = (node for node in graph.graph.nodes if node.op == "output")
+        kept.append([node.meta["val"] for node in output.args[0] if isinstance(node, torch.fx.Node)])
+        return make_boxed_func(graph.forward)
+
+    model = MoELanguageModel(architecture())
+    model.compile_parts(
+        dynamic=False,
+        backend=aot_autograd(
+            fw_compiler=forward,
+            bw_compiler=lambda graph, inputs: make_boxed_func(graph.forward),
+            partition_fn=min_cut_rematerialization_partition,
+            decompositions=select_decomp_table,
+        ),
+    )
+    token = torch.randint(0, 256, (3, 17), generator=torch.Generator().manual_seed(1))
+    with torch.autocast("cpu", torch.bfloat16):
+        model.loss(token[:, :-1], token[:, 1:])
+    of_head = kept[-1]
+    assert [value.dtype for value in of_head if value.shape == (48, 256)] == [torch.bfloat16]
 
 
 def test_what_devices_exchange_cuts_no_layer(architecture: Build, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -101,7 +128,7 @@ def test_what_devices_exchange_cuts_no_layer(architecture: Build, monkeypatch: p
     model = MoELanguageModel(architecture())
     with compiled(model, must=True, backend=backend), torch.autocast("cpu", torch.bfloat16):
         model.loss(*torch.zeros(2, 1, 16, dtype=torch.int64))
-    assert len(graphs) == 2
+    assert len(graphs) == 3  # a dense layer, one with experts, the head
 
 
 class OutOfOrderError(RuntimeError):
