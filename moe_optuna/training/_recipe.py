@@ -45,7 +45,8 @@ class Recipe:
         learning_rate: Of a matrix with the reference fan-in; ``None``: by the rule (`moe_optuna.training.rules`).
         batch_tokens: Tokens of an optimizer step, before rounding to whole sequences; ``None``: by the rule.
         weight_decay, beta2: AdamW's; ``None``: by the rule.
-        micro_batch_tokens: Most tokens of one forward pass on one device, where memory binds; ``None``: the batch.
+        micro_batch_tokens: Most tokens of one forward pass on one device; ``None``: the batch, in as many passes as
+            memory asks for.
         scores: Router scores.
         bias_rate: Step of the bias that balances the experts' load without a loss (arXiv:2408.15664).
         balance_loss: Coefficient of the sequence-wise balance loss (arXiv:2412.19437, eq. 17).

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import logging
 import math
 import os
@@ -21,6 +20,7 @@ import torch
 from moe_optuna.architecture import MoEArchitecture
 from moe_optuna.errors import InputError, whole_number
 from moe_optuna.training import _checkpoint, native
+from moe_optuna.training._attempt import ShortOfMemoryError, micro_batches, own_objects_alone, short_of_memory
 from moe_optuna.training._corpus import Corpus
 from moe_optuna.training._data import TextData
 from moe_optuna.training._module import LanguageModelling
@@ -34,38 +34,6 @@ from moe_optuna.training.rules import Hyperparameters, hyperparameters
 __all__ = ["train"]
 
 _FILE = "training.pt"
-_left_over = False  # whether the last training failed
-
-
-@contextmanager
-def _own_objects_alone() -> Iterator[None]:
-    """The garbage collector looks at what comes to be within, and no further: to look through a process' modules again
-    and again costs some percent of a small step. At the end it looks once: trainer and model refer to each other, and a
-    process that trains one model after the other would keep all their memory until it looked everywhere. What a failed
-    training leaves is its error's until that is gone, and is looked for when the next one begins."""
-    global _left_over
-    if _left_over:
-        gc.collect()
-    _left_over = True
-    gc.freeze()
-    try:
-        yield
-        _left_over = False
-    finally:
-        gc.collect()
-        gc.unfreeze()
-
-
-@contextmanager
-def _short_of_memory() -> Iterator[None]:
-    """What a device's allocator or Python says where memory is short, as a failure of the training."""
-    try:
-        yield
-    except (RuntimeError, MemoryError) as error:
-        first, *_ = str(error).splitlines() or [type(error).__name__]
-        if isinstance(error, torch.OutOfMemoryError | MemoryError) or "DefaultCPUAllocator" in first:
-            raise TrainingFailure(f"memory is short: {first}") from error
-        raise
 
 
 def train(
@@ -119,8 +87,6 @@ def train(
     )
 
 
-@_short_of_memory()
-@_own_objects_alone()
 def run(
     architecture: MoEArchitecture,
     hyper: Hyperparameters,
@@ -135,14 +101,56 @@ def run(
     device: str = "auto",
     devices: int = 1,
 ) -> TrainingResult:
-    """`train` with given hyperparameters.
+    """`train` with given hyperparameters. Where memory is short for a step, a single device begins again with half as
+    much of a batch at a time, if nothing has been reported yet or there is a checkpoint to go on from.
 
     Args:
         stem: File of a training's stable part. It is continued from where it is there and no longer than this one's,
             and written where this one's stable part ends.
     """
+    told = False
+
+    def tell(point: Report) -> bool | None:
+        nonlocal told
+        told = True
+        return report(point) if report is not None else None
+
+    sequences = hyper.sequences // whole_number(devices, "devices")
+    most = sequences if recipe.micro_batch_tokens is None else recipe.micro_batch_tokens // architecture.context_length
+    ways = micro_batches(sequences, most)
+    while True:
+        try:
+            return _attempt(
+                architecture, hyper, recipe, ways[0], seed=seed, report=tell, interrupted=interrupted,
+                checkpoint=checkpoint, stem=stem, threads=threads, device=device, devices=devices,
+            )  # fmt: skip
+        except ShortOfMemoryError as failure:
+            ways = ways[1:]
+            if not ways or devices > 1 or (told and checkpoint is None):
+                raise
+            warnings.warn(f"{failure.reason}; again with {ways[0]} forward passes a step", stacklevel=2)
+
+
+@short_of_memory()
+@own_objects_alone()
+def _attempt(
+    architecture: MoEArchitecture,
+    hyper: Hyperparameters,
+    recipe: Recipe,
+    parts: int,
+    *,
+    seed: int,
+    report: Callable[[Report], bool | None],
+    interrupted: Callable[[], bool] | None,
+    checkpoint: str | Path | None,
+    stem: Path | None,
+    threads: int | None,
+    device: str,
+    devices: int,
+) -> TrainingResult:
+    """`run` with so many forward passes a step."""
     begin = time.perf_counter()
-    devices, seed = whole_number(devices, "devices"), whole_number(seed, "seed", least=0)
+    seed = whole_number(seed, "seed", least=0)
     if devices > 1 and sys.argv[0] in ("", "-", "-c") and "LOCAL_RANK" not in os.environ:
         raise InputError(f"{devices}, expected 1 outside a script: the other processes run it again", where="devices")
     if checkpoint is not None:
@@ -160,7 +168,6 @@ def run(
             where="vocab_size",
         )
     context = architecture.context_length
-    micro_batches = _micro_batches(hyper.sequences, devices, recipe.micro_batch_tokens, context)
     data = TextData(
         corpus,
         context_length=context,
@@ -168,7 +175,7 @@ def run(
         steps=hyper.steps,
         seed=seed if recipe.data_seed is None else recipe.data_seed,
         reports=recipe.reports,
-        micro_batches=micro_batches,
+        micro_batches=parts,
         final_windows=recipe.final_windows,
         pause=hyper.stable_steps if stem is not None else None,
     )
@@ -176,7 +183,7 @@ def run(
         raise InputError("true, but where a document of this text ends is not known", where="document_mask")
     model = MoELanguageModel(architecture, recipe, corpus.end if recipe.document_mask else None)
     initialise(model, seed)
-    module = LanguageModelling(model, recipe, hyper, micro_batches)
+    module = LanguageModelling(model, recipe, hyper, parts)
     identity = _checkpoint.identity(architecture, recipe, hyper, seed, corpus)
     grid = _Grid(data, report, interrupted, begin, checkpoint, stem, identity)
     grid.resume(module)
@@ -200,7 +207,7 @@ def run(
             with ExitStack() as stack:
                 if is_worth_it(recipe, architecture, hyper, accelerator):
                     stack.enter_context(compiled(model, must=recipe.compile == "always"))
-                with _interruptible():
+                with _interruptible(), short_of_memory(ShortOfMemoryError):
                     trainer.fit(module, datamodule=data)
     if module.captured is not None and module.captured.failure:
         reason = module.captured.failure
@@ -284,6 +291,7 @@ class _Grid(pl.Callback):
         return {
             "learning_rate": module.hyper.learning_rate,
             "sequences": module.hyper.sequences,
+            "micro_batches": module.micro_batches,
             "evaluation_seconds": self.evaluation_seconds,
             **({} if module.captured is None else {"replayed_steps": module.captured.replayed}),
             **module.load_diagnostics(),
@@ -342,13 +350,6 @@ def _interruptible() -> Iterator[None]:
             raise
         signal.signal(signal.SIGINT, handler)
         raise end.__context__ from None
-
-
-def _micro_batches(sequences: int, devices: int, tokens: int | None, context: int) -> int:
-    """Forward passes of a step: the fewest equal ones that keep a device below `tokens`."""
-    per_device = sequences // devices
-    most = per_device if tokens is None else max(1, tokens // context)
-    return next(n for n in range(1, per_device + 1) if per_device % n == 0 and per_device // n <= most)
 
 
 def _accelerator(device: str) -> str:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from itertools import repeat
 from pathlib import Path
 from typing import Any
 
@@ -156,9 +157,9 @@ def test_evaluation_that_finds_no_memory_takes_that_of_the_recorded_step(
         got = trained(architecture(), folder)
     assert got.curve == expected.curve
     assert got.diagnostics["replayed_steps"] == 7
-    calls = iter([1])
+    calls = repeat(1)
     use(monkeypatch, Tape(), warm=10**9)
-    with pytest.raises(TrainingFailure, match="CUDA out of memory"):
+    with pytest.raises(TrainingFailure, match="CUDA out of memory"), pytest.warns(UserWarning, match="forward passes"):
         trained(architecture(), folder)
 
 

@@ -16,10 +16,13 @@ from weakref import WeakSet
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from moe_optuna.architecture import MoEArchitecture
 from moe_optuna.errors import InputError
 from moe_optuna.training import Recipe, Report, TrainingFailure, TrainingResult, _checkpoint, native, train
+from moe_optuna.training._attempt import micro_batches
 from moe_optuna.training._module import LanguageModelling
 from moe_optuna.training.capture import Pace
 from moe_optuna.training.direct import DirectStep
@@ -263,6 +266,42 @@ def test_no_memory_is_a_failure_of_the_training(architecture: Build, folder: Pat
     """More weights than any machine can address."""
     with pytest.raises(TrainingFailure, match=r"memory is short: .*allocate memory"):
         trained(architecture(vocab_size=2**31 - 1, d_model=2**16), folder)
+
+
+def test_where_memory_is_short_a_step_takes_more_passes(
+    architecture: Build, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To the losses of a training that was told so, unless a report, which cannot be taken back, has been made."""
+    changes = {"precision": "bfloat16"}
+    whole = trained(architecture(), folder, changes=changes)
+    expected = trained(architecture(), folder, changes={**changes, "micro_batch_tokens": 16})
+    assert (whole.diagnostics["micro_batches"], expected.diagnostics["micro_batches"]) == (1, 4)
+    original, begun = MoELanguageModel.loss, []
+
+    def short(model: MoELanguageModel, token_BS: torch.Tensor, target_BS: torch.Tensor) -> Any:
+        if model.training and len(token_BS) > 1 and begun:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return original(model, token_BS, target_BS)
+
+    monkeypatch.setattr(MoELanguageModel, "loss", short)
+    with pytest.raises(TrainingFailure, match="memory is short"):
+        trained(architecture(), folder, changes=changes, report=lambda report: begun.append(report))
+    with pytest.warns(UserWarning, match="again with [24] forward passes a step") as warned:
+        got = trained(architecture(), folder, changes=changes)
+    assert len([each for each in warned if "again with" in str(each.message)]) == 2
+    assert {**got.diagnostics, "evaluation_seconds": 0} == {**expected.diagnostics, "evaluation_seconds": 0}
+    # Evaluation, whose sums are a little others, takes as few at a time only where it is told.
+    np.testing.assert_allclose(got.curve, expected.curve, rtol=1e-6)
+
+
+@given(st.integers(1, 200), st.integers(0, 200))
+def test_the_passes_that_a_step_may_have(sequences: int, most: int) -> None:
+    first, *others = counts = micro_batches(sequences, most)
+    assert all(sequences % count == 0 for count in counts)
+    fewer = (count for count in range(1, first) if sequences % count == 0)
+    assert sequences // first <= max(1, most) < min((sequences // count for count in fewer), default=math.inf)
+    assert counts[-1] == sequences
+    assert all(later >= 2 * earlier for earlier, later in zip(counts, others, strict=False))
 
 
 def test_a_training_leaves_no_model_behind(architecture: Build, folder: Path) -> None:
