@@ -86,7 +86,8 @@ CPU = {
 # Name: architecture, sequences a step. Of the middle of a space's lattices: `cpu` at 2e10, 1e11 and 2.4e11 FLOPs; `lab`
 # at 1e13, 1e14 and 1e15, those by their width from today's, whose heads fill it, those by number from when its models
 # were twice as large, with at most 4096 tokens; `holistic` at 1e18, with a shorter context and a small vocabulary, and
-# at 1e19 as it is. The rule of `moe_optuna.training.rules` asks for fewer sequences at the sizes of `cpu`, in "trial".
+# at 1e19 as it is, with a third of its batch. The rule of `moe_optuna.training.rules` asks for fewer sequences at the
+# sizes of `cpu`, in "trial".
 SIZES: dict[str, tuple[MoEArchitecture, int]] = {
     **{name: (a, sequences) for (name, a), sequences in zip(CPU.items(), (4, 8, 11), strict=True)},
     **{f"{name} trial": (a, sequences) for (name, a), sequences in zip(CPU.items(), (2, 3, 4), strict=True)},
@@ -97,8 +98,10 @@ SIZES: dict[str, tuple[MoEArchitecture, int]] = {
     "lab-128": (architecture(128, 3, 2, 4, 2, 32, 72, 64, 4, context=512), 6),
     "lab-256": (architecture(256, 3, 3, 8, 4, 32, 48, 64, 4, context=512), 8),
     "holistic-1": (architecture(720, 3, 6, 4, 2, 64, 48, 288, 8, context=1024, vocab=8192), 1),
-    "holistic-2": (architecture(1704, 2, 7, 8, 4, 64, 120, 288, 8, context=8192, vocab=151936), 1),
+    "holistic-2": (architecture(1704, 2, 7, 8, 4, 64, 120, 288, 8, context=8192, vocab=151936), 8),
 }
+FORWARD = 8192
+"""Most tokens of a forward pass, of all variants alike: a step of more takes several."""
 ON_GPU_ALONE = ("holistic-2",)
 PEAK = {"H200": 989e12, "H100": 989e12, "B200": 2250e12, "A100": 312e12, "L40S": 362e12}
 """FLOPs per second in bfloat16, dense, by their makers' data sheets (SXM where there are several)."""
@@ -135,29 +138,36 @@ def trainable(
         for group in optimizer.param_groups:
             group["lr"] = group["rate"] * pace.rate
         if without_autograd is not None:
-            without_autograd(windows[0])
+            without_autograd(*windows)
         else:
-            with torch.autocast(tokens.device.type, torch.bfloat16, enabled=low):
-                loss, router_loss = model.loss(windows[0][:, :-1], windows[0][:, 1:])
-            (loss + router_loss).backward()
+            for part in windows:
+                with torch.autocast(tokens.device.type, torch.bfloat16, enabled=low):
+                    loss, router_loss = model.loss(part[:, :-1], part[:, 1:])
+                ((loss + router_loss) / len(windows)).backward()
             optimizer.step()
             forget()
         if routers:
             balance(routers, take_loads(routers), pace.bias)
 
-    pace = Pace(1.0, 0.01, 0.0)
+    pace, windows = Pace(1.0, 0.01, 0.0), parts(tokens)
     if not captured or not model.is_grouped():  # as in a training
-        return lambda: work([tokens], pace), model
+        return lambda: work(windows, pace), model
     replayed = CapturedStep(work, [pace], tokens.device, CudaGraphs(), forget)
 
     def step() -> None:
-        replayed([tokens], 0)
+        replayed(windows, 0)
         if replayed.failure:
             raise RuntimeError(replayed.failure)
 
     for _ in range(5):
         step()
     return step, model
+
+
+def parts(tokens: Tensor) -> list[Tensor]:
+    """The sequences of each forward pass of a step, as many in each."""
+    count = max(1, (tokens.shape[0] * (tokens.shape[1] - 1)) // FORWARD)
+    return list(tokens.chunk(count))
 
 
 def patched(step: Step, owner: Any, name: str, value: Any) -> Step:
@@ -229,10 +239,13 @@ def hugging_face(family: str, implementation: str, a: MoEArchitecture, tokens: T
     assert model.config._experts_implementation == implementation
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, betas=(0.9, 0.95), weight_decay=0.1, fused=True)
 
+    windows = parts(tokens)
+
     def step() -> None:
-        with torch.autocast(tokens.device.type, torch.bfloat16, enabled=on_gpu):
-            loss = model(input_ids=tokens[:, :-1], labels=tokens[:, :-1]).loss
-        loss.backward()
+        for part in windows:
+            with torch.autocast(tokens.device.type, torch.bfloat16, enabled=on_gpu):
+                loss = model(input_ids=part[:, :-1], labels=part[:, :-1]).loss
+            (loss / len(windows)).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
@@ -345,7 +358,7 @@ def warm(step: Step, device: torch.device, count: int) -> float:
 def measure(size: str, name: str, seconds: float, device: torch.device) -> dict[str, Any]:
     """One variant and `moe_optuna` in turns, for about `seconds`, at least three rounds."""
     a, sequences = SIZES[size]
-    gathered = 12 * sequences * a.context_length * (a.top_k + a.n_shared_experts) * a.d_model * a.d_expert
+    gathered = 12 * min(sequences * a.context_length, FORWARD) * (a.top_k + a.n_shared_experts) * a.d_model * a.d_expert
     if "batched_mm" in name and gathered > 3e9:
         return {"size": size, "variant": name, "left_out": f"gathers {gathered / 1e9:.1f} GB of weights a layer"}
     torch.manual_seed(0)
