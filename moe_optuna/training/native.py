@@ -60,7 +60,7 @@ def library() -> ctypes.CDLL | None:
         told = error.stderr.decode(errors="replace") if isinstance(error, subprocess.CalledProcessError) else ""
         first, *_ = told.strip().splitlines() or str(error).splitlines() or [type(error).__name__]
         warnings.warn(
-            f"no compiled step, so that torch's operations run, a fifth to two fifths as fast: {first}", stacklevel=2
+            f"no compiled step, so that torch's operations run, a quarter to two fifths as fast: {first}", stacklevel=2
         )
         return None
     pointer, integer = ctypes.c_void_p, ctypes.c_int

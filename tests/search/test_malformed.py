@@ -1,4 +1,4 @@
-"""A hundred malformed inputs, and what hypothesis makes of the right ones: every file and flag that a user writes.
+"""Two hundred malformed inputs, and what hypothesis makes of the right ones: every file and flag that a user writes.
 
 Each through the command line: one line on standard error, status 2, nothing on standard output, nothing written.
 """
