@@ -41,9 +41,11 @@ from moe_optuna.parts import (
     Router,
 )
 
-__all__ = ["COUNTS", "DIMENSIONS", "Component", "Counts", "MoEArchitecture"]
+__all__ = ["COUNTS", "DIMENSIONS", "LARGEST", "Component", "Counts", "MoEArchitecture"]
 
 FORMAT = 1
+LARGEST = 2**31 - 1
+"""The largest dimension."""
 Role = Literal["attention", "dense_ffn", "moe", "router", "norm", "embedding", "head"]
 _STRUCTURE: tuple[Role, ...] = ("attention", "dense_ffn", "moe")
 
@@ -109,10 +111,6 @@ def _pair_flops(cost: Cost, context: int, exact: bool) -> int:
     pairs = context // chunk * pairs_twice(chunk, window) + pairs_twice(context % chunk, window)
     products = cost.pair_width * pairs + cost.index_width * pairs_twice(context, context)
     return (6 * products + context) // (2 * context)
-
-
-LARGEST = 2**31 - 1
-"""The largest dimension."""
 
 
 @dataclass(frozen=True, kw_only=True)

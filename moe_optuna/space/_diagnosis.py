@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from moe_optuna.architecture import COUNTS, MoEArchitecture
+from moe_optuna.architecture import COUNTS, LARGEST, MoEArchitecture
 from moe_optuna.space._closed_form import ClosedForm
-from moe_optuna.space._dimensions import CHOICES, LARGEST
+from moe_optuna.space._dimensions import CHOICES
 from moe_optuna.space._infrastructure import LIMITS
 from moe_optuna.space._lattice import Lattice
 from moe_optuna.space._rules import Rules

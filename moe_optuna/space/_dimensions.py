@@ -11,6 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StrictBool, model_validator
 
+from moe_optuna.architecture import LARGEST
+
 __all__ = ["CHOICES", "Choices", "DenseWidth", "Dimensions", "Range", "Scale", "Whole", "Width"]
 
 Integers = NDArray[np.int64]
@@ -18,8 +20,6 @@ Integers = NDArray[np.int64]
 CHOICES = ("n_heads", "queries_per_kv_head", "d_head", "n_experts", "top_k", "n_shared_experts")
 """The dimensions that take one of a list of values; every combination of them is solved by itself."""
 
-
-LARGEST = 2**31 - 1
 Whole = Annotated[int, Field(strict=True, ge=1, le=LARGEST)]
 """A whole number from 1 on, and no text, no truth value, nothing that products of two would overflow with."""
 

@@ -20,7 +20,7 @@ __all__ = ["Lattice"]
 
 Integers = NDArray[np.int64]
 
-LARGEST = 2_000_000
+MOST_HELD = 2_000_000
 """Architectures that `Lattice.arrays` holds at most: 256 MB."""
 
 
@@ -64,8 +64,8 @@ class Lattice(Sequence[MoEArchitecture]):
         Raises:
             InputError: Where there are more than memory should hold; `chunks` walks through them.
         """
-        if len(self) > LARGEST:
-            raise InputError(f"{len(self)} architectures, more than the {LARGEST} of `arrays`: use `chunks`")
+        if len(self) > MOST_HELD:
+            raise InputError(f"{len(self)} architectures, more than the {MOST_HELD} of `arrays`: use `chunks`")
         pieces = list(self.chunks()) or [self._complete({})]
         return {name: np.concatenate([piece[name] for piece in pieces]) for name in (*DIMENSIONS, *COUNTS)}
 

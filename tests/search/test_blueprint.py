@@ -255,7 +255,7 @@ def test_of_a_part_of_the_lattice_nothing_is_claimed_that_the_whole_denies(monke
 
 def test_however_large_the_lattice_a_part_of_it_is_looked_through(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_plan, "MOST", 60)
-    monkeypatch.setattr(_lattice, "LARGEST", 90)
+    monkeypatch.setattr(_lattice, "MOST_HELD", 90)
     made = plan(3e20)
     assert made.triad.admits(made.architecture)
 

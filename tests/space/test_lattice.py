@@ -49,7 +49,7 @@ def test_arrays_count_what_architectures_count(lattice: Lattice) -> None:
 def test_what_is_larger_than_memory_is_counted_and_walked_but_not_held(
     lattice: Lattice, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(lattice_module, "LARGEST", 50)
+    monkeypatch.setattr(lattice_module, "MOST_HELD", 50)
     assert len(lattice) > 50
     assert lattice[len(lattice) - 1].d_model > 0
     with pytest.raises(InputError, match="use `chunks`"):
