@@ -24,11 +24,10 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
-from numbers import Integral
 from pathlib import Path
 from typing import Any, Literal
 
-from moe_optuna.errors import InputError, did_you_mean
+from moe_optuna.errors import InputError, did_you_mean, whole_number
 from moe_optuna.files import read_object, write_whole
 from moe_optuna.parts import (
     KINDS,
@@ -138,7 +137,8 @@ class MoEArchitecture:
         d_shared: Hidden width of a layer's shared experts together, or ``None`` for ``n_shared_experts * d_expert``.
 
     Raises:
-        InputError: Where a dimension is not a positive integer, or dimensions contradict each other.
+        InputError: Where a dimension is not an integer, or 0 where the architecture has such layers, or dimensions
+            contradict each other.
     """
 
     d_model: int
@@ -166,17 +166,16 @@ class MoEArchitecture:
     d_shared: int | None = None
 
     def __post_init__(self) -> None:
-        for name in DIMENSIONS:
+        for name in (*DIMENSIONS, *["d_shared"] * (self.d_shared is not None)):
             value = getattr(self, name)
-            if type(value) is not int and isinstance(value, Integral) and not isinstance(value, bool):
-                object.__setattr__(self, name, value := int(value))  # numpy's integers are none of Python's
-            if type(value) is not int or value < 0:
-                raise InputError(f"{value!r}, expected an integer of at least 0", where=name)
+            if type(value) is not int or value < 0:  # numpy's integers are kept as Python's, which JSON takes
+                object.__setattr__(self, name, value := whole_number(value, name, least=0))
             if value > LARGEST:
                 raise InputError(f"too large, expected at most {LARGEST}", where=name)
         positive = ["d_model", "n_heads", "n_kv_heads", "d_head", "context_length", "vocab_size"]
         positive += ["d_dense"] * (self.n_dense_layers > 0)
         positive += ["d_expert", "n_experts", "top_k"] * (self.n_moe_layers > 0)
+        positive += ["d_shared"] * (self.d_shared is not None)
         for name in positive:
             if getattr(self, name) == 0:
                 raise InputError("0, expected at least 1", where=name)
@@ -186,10 +185,6 @@ class MoEArchitecture:
             raise InputError(f"{self.top_k}, expected at most n_experts = {self.n_experts}", where="top_k")
         if self.n_heads % self.n_kv_heads:
             raise InputError(f"{self.n_kv_heads}, expected a divisor of n_heads = {self.n_heads}", where="n_kv_heads")
-        if self.d_shared is not None and (type(self.d_shared) is not int or self.d_shared < 1):
-            raise InputError(f"{self.d_shared!r}, expected an integer of at least 1, or null", where="d_shared")
-        if self.d_shared is not None and self.d_shared > LARGEST:
-            raise InputError(f"too large, expected at most {LARGEST}", where="d_shared")
         if self.d_shared is not None and self.n_shared_experts == 0:
             raise InputError(f"{self.d_shared}, expected null without n_shared_experts", where="d_shared")
         self.attention.layers(self.n_layers)
