@@ -137,8 +137,8 @@ class MoEArchitecture:
         d_shared: Hidden width of a layer's shared experts together, or ``None`` for ``n_shared_experts * d_expert``.
 
     Raises:
-        InputError: Where a dimension is not an integer, or 0 where the architecture has such layers, or dimensions
-            contradict each other.
+        InputError: Where a dimension is not an integer, or is 0 although the architecture has such layers, where a
+            switch is not true or false, or where dimensions contradict each other.
     """
 
     d_model: int
@@ -172,6 +172,9 @@ class MoEArchitecture:
                 object.__setattr__(self, name, value := whole_number(value, name, least=0))
             if value > LARGEST:
                 raise InputError(f"too large, expected at most {LARGEST}", where=name)
+        for name in ("tied_embeddings", "qk_norm", "head_bias"):
+            if not isinstance(getattr(self, name), bool):
+                raise InputError(f"{getattr(self, name)!r}, expected true or false", where=name)
         positive = ["d_model", "n_heads", "n_kv_heads", "d_head", "context_length", "vocab_size"]
         positive += ["d_dense"] * (self.n_dense_layers > 0)
         positive += ["d_expert", "n_experts", "top_k"] * (self.n_moe_layers > 0)
@@ -303,9 +306,6 @@ class MoEArchitecture:
             key: _part(value, KINDS[key], f"{where}: {key}") if key in KINDS and (key, value) != absent else value
             for key, value in data.items()
         }
-        for key in ("tied_embeddings", "qk_norm", "head_bias"):
-            if not isinstance(values.get(key, False), bool):
-                raise InputError(f"{values[key]!r}, expected true or false", where=f"{where}: {key}")
         try:
             return cls(**values)
         except InputError as error:

@@ -250,6 +250,7 @@ def test_a_file_says_only_what_is_not_the_default() -> None:
         ({"top_k": 0}, "top_k: 0, expected at least 1"),
         ({"n_kv_heads": 3}, "n_kv_heads: 3, expected a divisor of n_heads = 4"),
         ({"d_dense": 0}, "d_dense: 0, expected at least 1"),
+        ({"tied_embeddings": "no"}, "tied_embeddings: 'no', expected true or false"),
         ({"d_shared": 0}, "d_shared: 0, expected at least 1"),
         ({"d_shared": 8, "n_shared_experts": 0}, "d_shared: 8, expected null without n_shared_experts"),
         ({"attention": Interleaved(((GroupedQueryAttention(), 3),))}, "interleaved attention: 3 layers, expected 4"),
