@@ -287,6 +287,10 @@ def test_bad_dimensions_are_named(change: dict[str, Any], message: str) -> None:
             "latent: 4, expected latent attention with a query rank",
         ),
         (
+            {"attention": {"kind": "indexed", "latent": None, "top_k": 0, "n_heads": 2, "d_head": 8}},
+            "top_k: 0, expected at least 1",
+        ),
+        (
             {"attention": {"kind": "interleaved", "parts": [[{"kind": "spiral"}, 4]]}},
             "attention: unknown kind 'spiral'",
         ),

@@ -123,7 +123,7 @@ class IndexedAttention(Uniform):
 
     Attributes:
         latent: The attention over the chosen keys.
-        top_k: Keys chosen for a query.
+        top_k: Keys chosen for a query, at least 1.
         n_heads, d_head: The indexer's heads and their features; with 0 heads a layer has no indexer and takes the
             choice of the layer before it (GLM-5).
     """
@@ -136,6 +136,8 @@ class IndexedAttention(Uniform):
 
     def __post_init__(self) -> None:
         Part.__post_init__(self)
+        if self.top_k == 0:  # a window of 0 keys would be counted as none
+            raise InputError("0, expected at least 1", where="top_k")
         if not isinstance(self.latent, LatentAttention) or self.latent.q_rank is None:
             raise InputError(f"{self.latent!r}, expected latent attention with a query rank", where="latent")
 
