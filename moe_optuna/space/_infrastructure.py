@@ -104,7 +104,7 @@ class Infrastructure(Frozen):
     @property
     def limits_architectures(self) -> bool:
         """Whether there is a rule on whole architectures, which `admits` tells."""
-        return self.memory_per_device is not None or self.all_to_all_bytes is not None
+        return any(getattr(self, name) is not None for name in LIMITS)
 
     def admits(self, columns: Columns, dimensions: Dimensions) -> NDArray[np.bool_]:
         """Whether architectures keep the limits of memory and traffic, (n,); neither falls as any width or number of
@@ -123,7 +123,7 @@ class Infrastructure(Frozen):
         return self.traffic(columns, dimensions)
 
     def of(self, architecture: MoEArchitecture, dimensions: Dimensions) -> dict[str, float]:
-        """What one architecture uses of `memory_per_device` and `all_to_all_bytes`."""
+        """What one architecture, of whatever parts, uses of each of `LIMITS`, bytes."""
         a, devices, tokens = architecture, self.expert_parallel, self.tokens_per_device or dimensions.context_length
         return {
             "memory_per_device": float(training_memory(a, tokens=tokens, **self.sharding).total),

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 
 import numpy as np
 from numpy.typing import NDArray
 
 from moe_optuna.architecture import MoEArchitecture
 from moe_optuna.space._dimensions import CHOICES, Dimensions, Range
-from moe_optuna.space._infrastructure import Infrastructure
+from moe_optuna.space._infrastructure import LIMITS, Infrastructure
 from moe_optuna.space._lattice import Lattice
 from moe_optuna.space._solve import Bands, Problem
 
@@ -24,8 +24,8 @@ class Rules:
     """Dimensions at one scale, and the cluster's demands.
 
     Attributes:
-        dimensions: As the file has them.
-        infrastructure: Its `width_multiple` goes with the multiples of the dimensions.
+        dimensions: As the file has them; `solved` are those with the cluster's `width_multiple`.
+        infrastructure: The cluster's demands.
     """
 
     dimensions: Dimensions
@@ -43,13 +43,10 @@ class Rules:
         rows = np.repeat(np.arange(len(bands.low)), len(allowed))
         columns = {name: np.tile(column[allowed], len(bands.low)) for name, column in combinations.items()}
         columns["context_length"] = np.full(len(rows), self.dimensions.context_length, dtype=np.int64)
-        limits, infrastructure, dimensions = (
-            self.infrastructure.limits_architectures,
-            self.infrastructure,
-            self.dimensions,
-        )
-        admit = (lambda found: infrastructure.admits(found, dimensions)) if limits else None
-        return Problem(columns, bands[rows], self.solved, infrastructure.pipeline_stages, admit), rows
+        admit = None
+        if self.infrastructure.limits_architectures:
+            admit = partial(self.infrastructure.admits, dimensions=self.dimensions)
+        return Problem(columns, bands[rows], self.solved, self.infrastructure.pipeline_stages, admit), rows
 
     def lattice(self, bands: Bands) -> Lattice:
         """Every architecture inside the bands (1, 3)."""
@@ -94,7 +91,7 @@ class Rules:
                         f"{name} = {getattr(a, name)}, expected a multiple of {getattr(cluster, rule)}"
                     )
         used = cluster.of(a, d)
-        for rule in ("memory_per_device", "all_to_all_bytes"):
+        for rule in LIMITS:
             limit = getattr(cluster, rule)
             if limit is not None and used[rule] > limit:
                 broken[f"infrastructure.{rule}"] = f"{used[rule]:.4g} bytes, expected at most {limit:.4g}"
