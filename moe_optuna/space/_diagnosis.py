@@ -151,10 +151,9 @@ def reason(rules: Rules, triad: Triad) -> str:
     if (form.rest <= 0).all():
         share = float((1 - form.rest / triad.active_params).min())
         return f"experts alone would need {share:.3g} times the active parameters"
-    d, ratio = rules.dimensions, rules.dimensions.d_dense.ratio or 3.0
-    low, high = form.interval(ratio, n_dense_layers=d.n_dense_layers.low, n_moe_layers=d.n_moe_layers.low)
+    low, high = rules.interval(form)
     if np.isfinite(low).any():
-        most_moe = np.maximum(form.n_layers - d.n_dense_layers.low, 1)
+        most_moe = np.maximum(form.n_layers - rules.dimensions.n_dense_layers.low, 1)
         narrowest, widest = np.nanmin(form.moe_volume / high / most_moe), np.nanmax(form.moe_volume / low)
         return (
             f"the closed form asks for {depths} layers, d_model from {np.nanmin(low):.4g} to {np.nanmax(high):.4g} and "

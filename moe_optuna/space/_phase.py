@@ -244,15 +244,6 @@ def _cells(space: SearchSpace, targets: Floats) -> tuple[Columns, Floats]:
     return (join(pieces), np.concatenate(aims)) if pieces else ({}, targets[:0])
 
 
-def _interval(rules: Rules, targets: Floats, combinations: Columns) -> tuple[Floats, Floats]:
-    """The feasible d_model of each target (n, 3) with its combination, in real numbers."""
-    d = rules.dimensions
-    # A free dense width is taken at three times d_model, the shape of the paper's.
-    ratio = d.d_dense.ratio or 3.0
-    form = ClosedForm.of(targets, combinations)
-    return form.interval(ratio, n_dense_layers=d.n_dense_layers.low, n_moe_layers=d.n_moe_layers.low)
-
-
 def _distinct(coordinates: Floats, deviation: Floats, keep: NDArray[np.bool_]) -> NDArray[np.int64]:
     """Of the rows to keep, the one with the smallest deviation at each coordinate, in the order of coordinates."""
     rows = np.flatnonzero(keep)
@@ -313,7 +304,7 @@ def phase_two(space: SearchSpace, triad: Triad, compute: float) -> Phase:
     targets = np.array([list(triad.targets.values())])
     problem, row = rules.problem(Bands.of(triad))
     aim = targets[row]
-    low, high = _interval(rules, aim, problem.combinations)
+    low, high = rules.interval(ClosedForm.of(aim, problem.combinations))
     columns = nearest_each(problem, aim, ["pair", "d_model"])
     if not columns:
 

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moe_optuna.architecture import MoEArchitecture
+from moe_optuna.space._closed_form import ClosedForm
 from moe_optuna.space._dimensions import CHOICES, Dimensions, Range
 from moe_optuna.space._infrastructure import LIMITS, Infrastructure
 from moe_optuna.space._lattice import Lattice
@@ -16,6 +17,7 @@ from moe_optuna.space._solve import Bands, Problem
 
 __all__ = ["Rules"]
 
+Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
 
 
@@ -51,6 +53,16 @@ class Rules:
     def lattice(self, bands: Bands) -> Lattice:
         """Every architecture inside the bands (1, 3)."""
         return Lattice(self.solved, problem=self.problem(bands)[0])
+
+    def interval(self, form: ClosedForm) -> tuple[Floats, Floats]:
+        """The feasible d_model in real numbers, lowest and highest, (n,) each.
+
+        A free dense width is taken at three times d_model, the shape of the paper's.
+        """
+        d = self.dimensions
+        return form.interval(
+            d.d_dense.ratio or 3.0, n_dense_layers=d.n_dense_layers.low, n_moe_layers=d.n_moe_layers.low
+        )
 
     def violations(self, architecture: MoEArchitecture) -> dict[str, str]:
         """The rules that an architecture breaks: name of the rule, and what was found and expected."""
