@@ -10,7 +10,10 @@ from typing import Any
 from moe_optuna.architecture import COUNTS, MoEArchitecture
 from moe_optuna.errors import InputError
 
-__all__ = ["Budget", "Tolerances", "Triad"]
+__all__ = ["ROUNDING", "Budget", "Tolerances", "Triad"]
+
+ROUNDING = 1e-12
+"""Excess over a tolerance that is put down to the rounding of floats."""
 
 
 def _number(value: object) -> float:
@@ -114,7 +117,7 @@ class Triad:
 
     def admits(self, architecture: MoEArchitecture) -> bool:
         """Whether the architecture meets all three."""
-        return all(excess <= 1e-12 for excess in self.violations(architecture).values())
+        return all(excess <= ROUNDING for excess in self.violations(architecture).values())
 
     @property
     def targets(self) -> dict[str, float]:

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moe_optuna.space._dimensions import Dimensions
-from moe_optuna.triad import Triad
+from moe_optuna.triad import ROUNDING, Triad
 
 __all__ = ["Bands", "Columns", "Piece", "Problem", "Runs", "counts"]
 
@@ -61,10 +61,10 @@ class Bands:
         width = np.array(tolerances)
 
         def admits(numbers: Integers) -> NDArray[np.bool_]:
-            return np.asarray(np.abs(numbers / targets - 1) - width <= 1e-12)
+            return np.asarray(np.abs(numbers / targets - 1) - width <= ROUNDING)
 
         # Within one of the edge; then the comparison itself, in floats as `Triad.admits` makes it, decides.
-        bands = cls.between(targets * (1 - width - 1e-12), targets * (1 + width + 1e-12))
+        bands = cls.between(targets * (1 - width - ROUNDING), targets * (1 + width + ROUNDING))
         low = bands.low - admits(bands.low - 1) + ~admits(bands.low)
         high = bands.high + admits(bands.high + 1) - ~admits(bands.high)
         return cls(np.maximum(low, 1), high)

@@ -23,7 +23,7 @@ from moe_optuna.space._lattice import Lattice
 from moe_optuna.space._rules import Rules
 from moe_optuna.space._solve import Bands
 from moe_optuna.space._toml import check, dumps
-from moe_optuna.triad import Budget, Tolerances, Triad
+from moe_optuna.triad import ROUNDING, Budget, Tolerances, Triad
 
 if TYPE_CHECKING:
     from moe_optuna.space._phase import Phase
@@ -294,12 +294,14 @@ class SearchSpace(Frozen):
         what was found and expected. Empty where it keeps them all. Without a triad, the scale is the one at which it
         breaks fewest, of those whose M it is within the tolerance of."""
         flops, off = architecture.non_embedding.flops_per_token, self.tolerances.flops_per_token
-        aims = [triad.flops_per_token] if triad else [flops, flops / (1 + off), flops / (1 - off)]
+        aims = [triad.flops_per_token] if triad is not None else [flops, flops / (1 + off), flops / (1 - off)]
         broken = min((self.rules(aim).violations(architecture) for aim in aims), key=len)
-        for name, excess in (triad.violations(architecture) if triad else {}).items():
-            if triad and excess > 1e-12:
-                found, limit = triad.deviations(architecture)[name], getattr(triad.tolerances, name)
-                broken[f"tolerances.{name}"] = f"{found:+.2%} from {triad.targets[name]:.4g}, expected {limit:.2%}"
+        if triad is not None:
+            deviations = triad.deviations(architecture)
+            for name, excess in triad.violations(architecture).items():
+                if excess > ROUNDING:
+                    found, limit = deviations[name], getattr(triad.tolerances, name)
+                    broken[f"tolerances.{name}"] = f"{found:+.2%} from {triad.targets[name]:.4g}, expected {limit:.2%}"
         return broken
 
     def phase_zero(
