@@ -254,13 +254,13 @@ def _distinct(coordinates: Floats, deviation: Floats, keep: NDArray[np.bool_]) -
 def phase_zero(space: SearchSpace, compute: float, compute_density: float, expansion_ratio: float) -> Phase:
     """See `SearchSpace.phase_zero`."""
     law = space.allocation(compute).flops_per_token
+    triad = space.triad(law, compute_density, expansion_ratio)  # which refuses coordinates that are none
     axis = Axis("allocation", *space.axes.allocation, log=True)
     flops = law * _grid(axis.low, axis.high, space.tolerances.flops_per_token, "tolerances.flops_per_token")
     active = flops / compute_density
     targets = np.stack([flops, active, active * expansion_ratio], axis=1)
     columns, aim = _cells(space, targets)
     if not columns:
-        triad = space.triad(law, compute_density, expansion_ratio)
         raise _empty(space, 0, compute, triad, lambda other: _cells(other, targets)[0])
     coordinates = (counts(columns)["flops_per_token"] / law)[:, None]
     return _phase(space, 0, compute, None, (axis,), columns, coordinates, aim)

@@ -255,8 +255,12 @@ class SearchSpace(Frozen):
     # ------------------------------------------------------------------ the problem
 
     def allocation(self, compute: float) -> Budget:
-        """A budget's M and D by the allocation law."""
-        budget = Budget(compute, 1.0)
+        """A budget's M and D by the allocation law.
+
+        Raises:
+            InputError: Where compute is not a positive finite number.
+        """
+        budget = Budget(compute, 1.0)  # which checks compute before the law takes its power
         return Budget(compute, self.allocation_law.flops_per_token(budget.compute))
 
     def triad(self, flops_per_token: float, compute_density: float, expansion_ratio: float) -> Triad:
@@ -307,7 +311,11 @@ class SearchSpace(Frozen):
     def phase_zero(
         self, compute: float, *, compute_density: float | None = None, expansion_ratio: float | None = None
     ) -> Phase:
-        """The allocation of a budget: M around the law's, at these coordinates or the space's reference."""
+        """The allocation of a budget: M around the law's, at these coordinates or the space's reference.
+
+        Raises:
+            InputError: Where a number is out of its domain, or the phase has no architecture.
+        """
         from moe_optuna.space._phase import phase_zero
 
         density = self.reference.compute_density if compute_density is None else compute_density
@@ -315,14 +323,22 @@ class SearchSpace(Frozen):
         return phase_zero(self, self.allocation(compute).compute, density, expansion)
 
     def phase_one(self, compute: float, *, flops_per_token: float | None = None) -> Phase:
-        """Compute density and expansion ratio at the proxy width, for an M or the allocation law's."""
+        """Compute density and expansion ratio at the proxy width, for an M or the allocation law's.
+
+        Raises:
+            InputError: As of `phase_zero`.
+        """
         from moe_optuna.space._phase import phase_one
 
         budget = self.allocation(compute) if flops_per_token is None else Budget(compute, flops_per_token)
         return phase_one(self, budget.compute, budget.flops_per_token)
 
     def phase_two(self, triad: Triad, *, compute: float | None = None) -> Phase:
-        """Width and the other freed dimensions with the triad locked, at a compute or that whose M the triad has."""
+        """Width and the other freed dimensions with the triad locked, at a compute or that whose M the triad has.
+
+        Raises:
+            InputError: As of `phase_zero`.
+        """
         from moe_optuna.space._phase import phase_two
 
         if compute is None:

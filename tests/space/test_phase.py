@@ -196,3 +196,10 @@ def test_numpy_s_numbers_are_a_budget() -> None:
 
 def test_study_name() -> None:
     assert phases(SearchSpace.load(SMALL), 5e10)[1].study_name("mine") == "mine/5e+10/phase-1"
+
+
+@pytest.mark.parametrize("value", [float("nan"), 0.5])
+@pytest.mark.parametrize("name", ["compute_density", "expansion_ratio"])
+def test_coordinates_of_phase_0_that_are_none_are_named(name: str, value: float) -> None:
+    with pytest.raises(InputError, match=f"^{name}: {value!r}, expected a finite number above"):
+        SearchSpace.load(SMALL).phase_zero(5e10, **{name: value})
