@@ -9,7 +9,7 @@ import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from moe_optuna.errors import InputError
+from moe_optuna.errors import InputError, whole_number
 
 __all__ = ["Slot", "check_counts", "find_gpus", "gpu_uuids", "local_slots"]
 
@@ -95,14 +95,14 @@ def _listed(columns: str = "index") -> tuple[str, ...]:
 
 
 def check_counts(workers: int | None, devices_per_trial: int) -> None:
-    """Both are positive, where they are given.
+    """Both are positive integers, where they are given.
 
     Raises:
         InputError: Where one is not.
     """
-    for name, value in (("--workers", workers), ("--devices-per-trial", devices_per_trial)):
-        if value is not None and value < 1:
-            raise InputError(f"{value}, expected at least 1", where=name)
+    if workers is not None:
+        whole_number(workers, "--workers")
+    whole_number(devices_per_trial, "--devices-per-trial")
 
 
 def local_slots(workers: int | None, devices_per_trial: int = 1) -> tuple[Slot, ...]:

@@ -20,7 +20,7 @@ import numpy as np
 import optuna
 from optuna.trial import TrialState
 
-from moe_optuna.errors import InputError, did_you_mean
+from moe_optuna.errors import InputError, did_you_mean, whole_number
 from moe_optuna.files import SPACE_FILE, write_whole
 from moe_optuna.laws.threads import one_thread
 from moe_optuna.search._checks import check_space, check_text, make_folder
@@ -46,7 +46,8 @@ __all__ = ["SearchResult", "search"]
 
 EXECUTORS = ("local", "ray")
 TRIAL = "moe_optuna.search._trial"
-LARGEST_SEED = 2**31
+SEEDS = 2**31
+"""Number of seeds of a search."""
 GRACE = 5.0
 """Seconds that idle workers have to end."""
 
@@ -61,7 +62,8 @@ class SearchResult:
         laws: What was fitted.
         studies: Names of the studies, in the order of the ladder.
         trials: Trials by state.
-        held_out: The largest budget: prediction against outcome; ``None`` with a single budget.
+        held_out: The largest budget: prediction against outcome; ``None`` with a single budget, or where the smaller
+            ones had too few runs to predict it.
     """
 
     out: Path
@@ -126,8 +128,9 @@ def search(
         raise InputError(f"{executor!r}, expected local or ray{did_you_mean(executor, EXECUTORS)}", where="--executor")
     if executor == "local" and ray_address is not None:
         raise InputError("needs --executor ray", where="--ray-address")
-    if not 0 <= seed < LARGEST_SEED:
-        raise InputError(f"{seed}, expected 0 to {LARGEST_SEED - 1}", where="--seed")
+    seed = whole_number(seed, "--seed", least=0)
+    if seed >= SEEDS:
+        raise InputError(f"{seed}, expected 0 to {SEEDS - 1}", where="--seed")
     if ray_address is not None:
         from moe_optuna.search._ray import reach
 

@@ -240,9 +240,12 @@ def test_the_laws_of_a_search_find_its_space(finished, capsys):
     [
         ({"executor": "rya"}, r"--executor: 'rya', expected local or ray; did you mean 'ray'\?"),
         ({"ray_address": "auto"}, "--ray-address: needs --executor ray"),
-        ({"workers": 0}, "--workers: 0, expected at least 1"),
-        ({"workers": 0, "executor": "ray"}, "--workers: 0, expected at least 1"),
-        ({"devices_per_trial": 0, "executor": "ray"}, "--devices-per-trial: 0, expected at least 1"),
+        ({"workers": 0}, "--workers: 0, expected an integer of at least 1"),
+        ({"workers": "2"}, "--workers: '2', expected an integer of at least 1"),
+        ({"workers": 0, "executor": "ray"}, "--workers: 0, expected an integer of at least 1"),
+        ({"devices_per_trial": 0, "executor": "ray"}, "--devices-per-trial: 0, expected an integer of at least 1"),
+        ({"seed": 1.5}, "--seed: 1.5, expected an integer of at least 0"),
+        ({"seed": 2**31}, "--seed: 2147483648, expected 0 to 2147483647"),
         ({"workers": -1, "space": tiny_space(target=1e20)}, "--workers: -1"),  # what costs nothing comes first
         ({"workers": 2, "storage": "sqlite:///x.db"}, "SQLite locks the whole file"),
         ({"space": "cpuu"}, "no such search space"),
