@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from moe_optuna.space import Phase, SearchSpace
     from moe_optuna.training import Recipe
 
-__all__ = ["FORMAT", "Studies", "refuse_others"]
+__all__ = ["Studies", "refuse_others"]
 
 FORMAT = 1
 

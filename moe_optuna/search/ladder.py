@@ -33,7 +33,7 @@ from moe_optuna.search._mps import side_by_side
 from moe_optuna.search._runs import Runs
 from moe_optuna.search._slots import check_counts, local_slots
 from moe_optuna.search._storage import JOURNAL, hold, open_storage
-from moe_optuna.search._studies import FORMAT, Studies, refuse_others
+from moe_optuna.search._studies import Studies, refuse_others
 from moe_optuna.search._work import Tally, Work, enqueued
 
 if TYPE_CHECKING:
@@ -364,7 +364,6 @@ def _compare(laws: LadderLaws, recorded: dict[str, Any] | None, outcome: Recomme
 
 
 def _write_json(path: Path, payload: dict[str, Any], held_out: dict[str, Any] | None) -> None:
-    whole = {"format": FORMAT, **payload}
-    if held_out is not None:
-        whole["held_out"] = held_out
+    """Write laws or blueprint, with the comparison of this search where there is one."""
+    whole = payload if held_out is None else payload | {"held_out": held_out}
     write_whole(path, json.dumps(whole, indent=1) + "\n")
