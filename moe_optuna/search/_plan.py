@@ -11,12 +11,12 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import astuple, replace
 from numbers import Real
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from moe_optuna.architecture import DIMENSIONS, MoEArchitecture
+from moe_optuna.architecture import MoEArchitecture
 from moe_optuna.errors import InputError
 from moe_optuna.laws import BAND, with_ratios
 from moe_optuna.memory import all_to_all_bytes
@@ -177,7 +177,6 @@ def _candidates(
     excess = _excess(laws, compute, cells.lattice.arrays)
     for index in np.argsort(excess)[:20]:
         triad = cells.triad_of(int(index))
-        triad = Triad(triad.flops_per_token, triad.active_params, triad.total_params, space.tolerances)
         found, total = _lattice(space, triad)
         if total:
             note = (
@@ -300,9 +299,9 @@ def _alternatives(
 
 def _architecture(space: SearchSpace, columns: Columns, index: int) -> MoEArchitecture:
     """The row of the columns as an architecture of the space."""
-    shared = space.dimensions
-    values: dict[str, Any] = {name: int(columns[name][index]) for name in DIMENSIONS}
-    return MoEArchitecture(**values, tied_embeddings=shared.tied_embeddings, qk_norm=shared.qk_norm)
+    from moe_optuna.space import Lattice
+
+    return Lattice(space.dimensions, columns={name: column[[index]] for name, column in columns.items()})[0]
 
 
 def _reach(laws: LadderLaws, compute: float) -> list[str]:
