@@ -119,7 +119,9 @@ class Studies:
     def recorded(self, phase: int, compute: float, key: str) -> Any:
         """An attribute of a study that an earlier run began, ``None`` without: what it was held to does not move with
         later trials."""
-        name = f"{self.space.name}/{compute:.3g}/phase-{phase}"
+        from moe_optuna.space import study_name
+
+        name = study_name(self.space.name, compute, phase)
         with contextlib.suppress(KeyError):
             return optuna.load_study(storage=self.storage, study_name=name).user_attrs.get(key)
         return None

@@ -6,7 +6,7 @@ from moe_optuna.space._diagnosis import Diagnosis, Relaxation
 from moe_optuna.space._infrastructure import Infrastructure
 from moe_optuna.space._lattice import Lattice
 from moe_optuna.space._payload import lattice_payload
-from moe_optuna.space._phase import Phase
+from moe_optuna.space._phase import Phase, study_name
 from moe_optuna.space._space import SearchPlan, SearchSpace
 
 __all__ = [
@@ -20,4 +20,5 @@ __all__ = [
     "SearchPlan",
     "SearchSpace",
     "lattice_payload",
+    "study_name",
 ]

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from moe_optuna.space._space import SearchSpace
 
-__all__ = ["Phase"]
+__all__ = ["Phase", "study_name"]
 
 Floats = NDArray[np.float64]
 
@@ -46,6 +46,11 @@ _ATTRIBUTES = (
     "d_model", "n_dense_layers", "n_moe_layers", "n_heads", "d_expert", "n_experts", "top_k", "n_shared_experts",
     *COUNTS,
 )  # fmt: skip
+
+
+def study_name(search: str, compute: float, number: int) -> str:
+    """The name of a study in a search: `<search>/<compute>/phase-<number>`."""
+    return f"{search}/{compute:.3g}/phase-{number}"
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,7 +83,7 @@ class Phase:
 
     def study_name(self, search: str) -> str:
         """The name of this phase's study in a search."""
-        return f"{search}/{self.compute:.3g}/{self.name}"
+        return study_name(search, self.compute, self.number)
 
     @cached_property
     def unit(self) -> Floats:
