@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from numbers import Integral, Real
 from typing import Any
@@ -129,8 +130,22 @@ class Triad:
         }
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data: the targets and, under `tolerances`, the tolerances."""
+        """Plain data that `from_dict` reads back: the targets and, under `tolerances`, the tolerances."""
         return {**self.targets, "tolerances": asdict(self.tolerances)}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any], *, where: object = "triad") -> Triad:
+        """The inverse of `to_dict`.
+
+        Raises:
+            InputError: Where the data are not a triad's, named with `where`.
+        """
+        try:
+            return cls(**{**data, "tolerances": Tolerances(**data["tolerances"])})
+        except InputError as error:
+            raise InputError(str(error), where=where) from None
+        except (KeyError, TypeError) as error:
+            raise InputError(f"not a triad ({error!r})", where=where) from None
 
 
 @dataclass(frozen=True, slots=True)

@@ -60,6 +60,7 @@ def test_plain_data() -> None:
         "tolerances": {"flops_per_token": 0.05, "active_params": 0.05, "total_params": 0.1},
     }  # fmt: skip
     assert len({triad, Triad(700.0, 100.0, 300.0, Tolerances(total_params=0.1))}) == 1
+    assert Triad.from_dict(triad.to_dict()) == triad
 
 
 def test_numpy_s_numbers_are_python_s() -> None:

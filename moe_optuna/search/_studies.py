@@ -14,7 +14,7 @@ import optuna
 
 from moe_optuna.errors import InputError
 from moe_optuna.files import SPACE_FILE
-from moe_optuna.triad import Tolerances, Triad
+from moe_optuna.triad import Triad
 
 if TYPE_CHECKING:
     from optuna import Study
@@ -142,10 +142,8 @@ class Studies:
 
     def locked(self, compute: float) -> Triad | None:
         """The triad that phase 2 was locked to by an earlier run."""
-        if (text := self.recorded(2, compute, "triad")) is None:
-            return None
-        data = json.loads(text)
-        return Triad(**{**data, "tolerances": Tolerances(**data["tolerances"])})
+        text = self.recorded(2, compute, "triad")
+        return None if text is None else Triad.from_dict(json.loads(text))
 
     def _rule(self, phase: Phase) -> dict[str, Any]:
         """The recipe, and what becomes of it for the phase's first architecture: another version of the rule is seen by

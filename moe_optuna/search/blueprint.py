@@ -11,7 +11,7 @@ from typing import Any
 from moe_optuna.architecture import COUNTS, MoEArchitecture
 from moe_optuna.errors import InputError
 from moe_optuna.files import read_object, write_whole
-from moe_optuna.triad import Tolerances, Triad
+from moe_optuna.triad import Triad
 
 __all__ = ["QUANTITIES", "Alternative", "Blueprint", "Span"]
 
@@ -116,20 +116,19 @@ class Blueprint:
         if data.get("format") != FORMAT:
             raise InputError(f"format {data.get('format')!r}, expected {FORMAT}", where=where)
         try:
-            triad = dict(data["triad"])
             return cls(
                 compute=float(data["compute"]),
                 flops_per_token=float(data["flops_per_token"]),
                 tokens=float(data["tokens"]),
-                triad=Triad(tolerances=Tolerances(**triad.pop("tolerances")), **triad),
-                architecture=MoEArchitecture.from_dict(data["architecture"], where=where),
+                triad=Triad.from_dict(data["triad"]),
+                architecture=MoEArchitecture.from_dict(data["architecture"]),
                 band={axis: (low, high) for axis, (low, high) in data["band"].items()},
                 band_intervals={
                     axis: (tuple(low), tuple(high)) for axis, (low, high) in data["band_intervals"].items()
                 },
                 alternatives=tuple(
                     Alternative(
-                        MoEArchitecture.from_dict(each["architecture"], where=where),
+                        MoEArchitecture.from_dict(each["architecture"], where="alternatives"),
                         each["why"], float(each["excess"]), tuple(each["interval"]),
                     )
                     for each in data["alternatives"]
@@ -142,8 +141,8 @@ class Blueprint:
                 notes=tuple(data["notes"]),
                 held_out=data.get("held_out"),
             )  # fmt: skip
-        except InputError:
-            raise
+        except InputError as error:
+            raise InputError(str(error), where=where) from None
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise InputError(f"not a blueprint ({error!r})", where=where) from None
 

@@ -215,6 +215,24 @@ def test_a_wrong_blueprint_file_is_named(tmp_path: Path, text: str, expected: st
         Blueprint.load(path)
 
 
+@pytest.mark.parametrize(
+    ("key", "change", "says"),
+    [
+        ("triad", {"active_params": -1}, "triad: active_params: -1, expected a positive finite number"),
+        ("architecture", {"top_k": 0}, "architecture: top_k: 0, expected at least 1"),
+    ],
+)
+def test_a_wrong_part_of_a_blueprint_is_named_with_its_file(
+    tmp_path: Path, published: Blueprint, key: str, change: dict[str, int], says: str
+) -> None:
+    data = published.to_dict()
+    path = tmp_path / "blueprint.json"
+    path.write_text(json.dumps(data | {key: data[key] | change}))
+    with pytest.raises(InputError) as caught:
+        Blueprint.load(path)
+    assert str(caught.value).startswith(f"{path}: {says}")
+
+
 @pytest.mark.parametrize("high", [16384, 1200])
 def test_what_lies_outside_of_its_band_is_said(high: int) -> None:
     text = SearchSpace.load("holistic").to_toml()
