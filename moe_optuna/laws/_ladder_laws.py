@@ -140,6 +140,8 @@ class LadderLaws:
         """
         compute = _budgets(compute)
         if quantity == "loss":
+            if not self.knows_loss:
+                raise InputError("the laws do not give the loss itself", where="laws")
             draws = self.phases[self.last_phase].level(compute)
             return np.vstack([np.median(draws, axis=0), draws[1:]])  # the most probable floor is no typical one
         if quantity == "tokens":

@@ -152,7 +152,7 @@ def loss_by_compute(run: Run) -> go.Figure | None:
     panels.points(
         [t.compute for t in complete], losses, "trial", GREY, size=6, hover=[hover(trial) for trial in complete]
     )
-    if run.laws is not None:
+    if run.laws is not None and run.laws.knows_loss:
         grid, computes = _ladder(run, run.laws)
         draws = run.laws.draws("loss", grid)
         low, high = np.quantile(draws[1:], (0.025, 0.975), axis=0)

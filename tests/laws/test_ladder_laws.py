@@ -388,6 +388,11 @@ def test_laws_json_comes_back_as_it_was(tmp_path: Path) -> None:
         assert again.predict(name, 1e20)[1] == pytest.approx(interval)
 
 
+def test_the_published_laws_say_that_they_give_no_loss() -> None:
+    with pytest.raises(InputError, match=r"^laws: the laws do not give the loss itself"):
+        LadderLaws.published().predict("loss", 1e20)
+
+
 def test_the_published_laws_come_back_from_a_file_of_plain_json(tmp_path: Path) -> None:
     laws = LadderLaws.published()
     laws.save(tmp_path / "laws.json")
