@@ -6,7 +6,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,6 +15,8 @@ from numpy.typing import ArrayLike
 from moe_optuna.errors import InputError, whole_number
 from moe_optuna.laws._formulas import Array
 from moe_optuna.laws._intervals import widening
+from moe_optuna.laws._runs import checked
+from moe_optuna.laws.forms import form
 from moe_optuna.laws.published import PUBLISHED, OutsideRangeWarning
 
 if TYPE_CHECKING:
@@ -131,18 +133,21 @@ def leverage_from_runs(
         seed: Of the bootstraps.
 
     Raises:
-        InputError: Where columns are missing or a family has too few runs for its curve.
+        InputError: Where columns are missing, of different lengths or outside their domain, or a family has too few
+            runs for its curve; it names `dense`, `moe` or the family.
     """
     from moe_optuna.laws._estimate import fit
 
     if curve not in ("power", "floored_power"):
         raise InputError(f"{curve!r}, expected 'power' or 'floored_power'", where="curve")
     bootstraps = whole_number(bootstraps, "bootstraps")
-    wanted = ("activation_ratio", "granularity", "compute", "loss")
-    if missing := [name for name in wanted if name not in moe]:
-        raise InputError(f"missing column {', '.join(missing)}", where="moe")
-    table = {name: np.asarray(moe[name], dtype=float) for name in wanted}
-    base = fit(curve, dense, bootstraps=bootstraps, seed=seed, score=False)
+    table = checked(replace(form(curve), inputs=("activation_ratio", "granularity", "compute")), moe, where="moe")
+    if not len(table["loss"]):
+        raise InputError("no runs, expected those of at least one family", where="moe")
+    try:
+        base = fit(curve, dense, bootstraps=bootstraps, seed=seed, score=False)
+    except InputError as error:
+        raise InputError(str(error), where="dense") from None
     base_draws = _parameters(base)
     families: dict[tuple[float, float], Fit] = {}
     rows: list[tuple[float, ...]] = []

@@ -150,6 +150,14 @@ def test_bad_tables_are_named():
     dense, moe = families(0.001)
     with pytest.raises(InputError, match="moe: missing column granularity"):
         leverage_from_runs(dense, {name: values for name, values in moe.items() if name != "granularity"})
+    with pytest.raises(InputError, match="moe: columns of different lengths"):
+        leverage_from_runs(dense, moe | {"granularity": moe["granularity"][:-1]})
+    with pytest.raises(InputError, match="moe: row 1, column activation_ratio: nan, expected a number above 0"):
+        leverage_from_runs(dense, moe | {"activation_ratio": np.full(len(moe["loss"]), np.nan)})
+    with pytest.raises(InputError, match="moe: no runs"):
+        leverage_from_runs(dense, {name: values[:0] for name, values in moe.items()})
+    with pytest.raises(InputError, match="dense: power: 2 runs, expected more than its 2 coefficients"):
+        leverage_from_runs({name: values[:2] for name, values in dense.items()}, moe)
     with pytest.raises(InputError, match="curve: 'line'"):
         leverage_from_runs(dense, moe, curve="line")
     with pytest.raises(InputError, match="bootstraps: 0, expected an integer of at least 1"):
