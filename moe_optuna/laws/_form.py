@@ -67,11 +67,16 @@ class Form:
         name: Its name on the command line.
         formula: Its text.
         inputs: Columns that it reads, in the order of positional arguments.
-        target: The column that it gives.
         parameters: Its coefficients.
         source: Where it stands.
-        conventions: What the columns and symbols mean, where that is easy to get wrong.
+        features: From the inputs ``(n,)`` to what `model` takes of a run, mostly their logarithms.
+        model: The log of the law and its partial derivatives, from features and coordinates (`_formulas`).
+        centring: From the runs' features to what T and t of `centre` have beside ones on the diagonal, as
+            ``{(row, column): value}`` by names of coefficients. In column ``"loss"`` the value times the log of the
+            least target is added to the row's t, in column ``""`` the value itself.
         scale: Inputs whose product orders runs by size: the largest are held out to score a fit.
+        target: The column that it gives.
+        conventions: What the columns and symbols mean, where that is easy to get wrong.
         delta: Threshold of Huber's loss that suits its data, in log units.
     """
 
@@ -99,14 +104,22 @@ class Form:
         return (*self.inputs, self.target)
 
     def read(self, columns: Mapping[str, ArrayLike]) -> Features:
-        """The features ``(n,)`` of the model out of columns that broadcast."""
+        """The features ``(n,)`` of the model out of columns that broadcast.
+
+        Raises:
+            InputError: Where a column is missing.
+        """
         if missing := [name for name in self.inputs if name not in columns]:
             raise InputError(f"missing {', '.join(missing)}; it needs {', '.join(self.inputs)}", where=self.name)
         arrays = np.broadcast_arrays(*(np.asarray(columns[name], dtype=float) for name in self.inputs))
         return self.features(*(array.ravel() for array in arrays))
 
     def coordinates(self, coefficients: Mapping[str, ArrayLike]) -> Array:
-        """The formula's coordinates ``(s, p)`` of s sets of coefficients (or of one)."""
+        """The formula's coordinates ``(s, p)`` of s sets of coefficients (or of one).
+
+        Raises:
+            InputError: Where a coefficient is missing.
+        """
         if missing := [name for name in self.names if name not in coefficients]:
             raise InputError(f"missing coefficients {', '.join(missing)}", where=self.name)
         values = [p.coordinate(np.atleast_1d(np.asarray(coefficients[p.name], dtype=float))) for p in self.parameters]
