@@ -6,7 +6,6 @@ Inputs are h (n,), the centred log of compute, and w (n, p), the centred coordin
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -19,8 +18,8 @@ from moe_optuna.laws._means import Mean
 
 Mask = NDArray[np.bool_]
 
-TUNED_POINTS = 240
-OUTLIER = 4.0
+TUNED_POINTS = 240  # observations at most that tune the hyperparameters: the time goes with the cube of their number
+OUTLIER = 4.0  # standard deviations from where all others put a run, beyond which it counts with a noise of its own
 CHUNK = 2048  # candidates whose covariances stay in cache
 
 
@@ -59,12 +58,16 @@ class Component:
         start: Array,
         rows: NDArray[np.int64],
     ) -> Component:
-        """Coefficients and hyperparameters of the largest posterior density, in turn.
+        """Coefficients and hyperparameters of the largest posterior density, in turn, twice: what is no ordinary
+        observation is judged by what the first time gave, and changes the second.
 
         Args:
+            y: Log losses, or their bounds, (n,).
+            censored: Where they are bounds, (n,).
             vague: Sd of what each target is off beside seed noise, (n,).
             start: Hyperparameters to begin with.
-            rows: The observations that tune the hyperparameters; no censored ones, whose sites depend on them.
+            rows: The observations that tune the hyperparameters; no censored ones, whose sites depend on them,
+                where there are others.
         """
         wide = 1e4 * float(np.exp(2 * prior.mean[0]))
         component = cls(
@@ -84,7 +87,8 @@ class Component:
             component = replace(component, eta=eta)
             if not sweep:
                 component = component._judge(y, censored, vague)
-        return component._conditioned()
+        expected, covariance = component._joint_prior()
+        return replace(component, posterior=Posterior.of(component.target - expected, covariance))
 
     def _judge(self, y: Array, censored: Mask, vague: Array) -> Component:
         """Sites for what is no ordinary observation: censored runs, and runs far from where all others put them."""
@@ -99,10 +103,6 @@ class Component:
         target, variance = _gp.censored_sites(y - expected, covariance, noise + site, censored)
         site[censored] = variance[censored]
         return replace(self, target=target + expected, site=site)
-
-    def _conditioned(self) -> Component:
-        expected, covariance = self._joint_prior()
-        return replace(self, posterior=Posterior.of(self.target - expected, covariance))
 
     def _joint_prior(self) -> tuple[Array, Array]:
         """Expected targets (n,) and their covariance (n, n), noise included."""
@@ -159,18 +159,24 @@ class Component:
             mean = expected + projected.T @ self.posterior.white
             sites, noise = _gp.censored_sites(y - mean, own - projected.T @ projected, noise, censored)
             target = sites + mean
-        return Component(
-            self.mean, self.theta, self.eta,
-            np.concatenate([self.h, h]), np.vstack([self.w, w]), np.concatenate([self.target, target]),
-            np.concatenate([self.site, noise]), np.concatenate([self.seeded, np.zeros(len(h))]),
-            self.posterior.extend(target - expected, projected, own + np.diag(noise)),
-        )  # fmt: skip
+        return replace(
+            self,
+            h=np.concatenate([self.h, h]),
+            w=np.vstack([self.w, w]),
+            target=np.concatenate([self.target, target]),
+            site=np.concatenate([self.site, noise]),
+            seeded=np.concatenate([self.seeded, np.zeros(len(h))]),
+            posterior=self.posterior.extend(target - expected, projected, own + np.diag(noise)),
+        )
 
     def conditional(self, given: Mask, asked: Mask) -> float:
         """log p(`asked` observations | `given` ones), with everything learned held fixed."""
         expected, covariance = self._joint_prior()
         residual, both = self.target - expected, given | asked
-        density: Callable[[Mask], float] = lambda rows: _gp.log_density(residual[rows], covariance[np.ix_(rows, rows)])  # noqa: E731
+
+        def density(rows: Mask) -> float:
+            return _gp.log_density(residual[rows], covariance[np.ix_(rows, rows)])
+
         return density(both) - density(given)
 
     def coefficients(self) -> tuple[Array, Array]:

@@ -91,7 +91,7 @@ def log_density(residual: Array, covariance: Array) -> float:
     return float(-0.5 * white @ white - np.log(np.diag(factor)).sum() - 0.5 * len(residual) * np.log(2 * np.pi))
 
 
-def misfit(
+def objective(
     eta: Array, squares: Array, y: Array, base: Array, covariate: Array, seeded: Array, site: Array, prior: Prior
 ) -> tuple[float, Array]:
     """Negative log of marginal likelihood times prior, up to a constant, and its gradient in eta (e,).
@@ -143,7 +143,7 @@ def tune(
     bounds = [(m - 5 * s, m + 5 * s) for m, s in zip(prior.mean, prior.sd, strict=True)]
     arguments = (squares, y, base, covariate, seeded, site, prior)
     options = {"maxiter": iterations}
-    found = minimize(misfit, start, arguments, jac=True, method="L-BFGS-B", bounds=bounds, options=options)
+    found = minimize(objective, start, arguments, jac=True, method="L-BFGS-B", bounds=bounds, options=options)
     return Hyperparameters.unpack(found.x)
 
 

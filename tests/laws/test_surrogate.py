@@ -94,9 +94,10 @@ def test_the_gradient_of_the_evidence_is_its_derivative() -> None:
     fixed = (squares, y, 0.01 * np.outer(X[:, 0], X[:, 0]), X[:, 0], np.ones(25), np.full(25, 1e-3), prior)
     eta = prior.mean + 0.3 * rng.standard_normal(6)
     numeric = [
-        (_gp.misfit(eta + step, *fixed)[0] - _gp.misfit(eta - step, *fixed)[0]) / 2e-6 for step in 1e-6 * np.eye(6)
+        (_gp.objective(eta + step, *fixed)[0] - _gp.objective(eta - step, *fixed)[0]) / 2e-6
+        for step in 1e-6 * np.eye(6)
     ]
-    assert _gp.misfit(eta, *fixed)[1] == pytest.approx(np.array(numeric), rel=1e-5)
+    assert _gp.objective(eta, *fixed)[1] == pytest.approx(np.array(numeric), rel=1e-5)
     covariance = _gp.matern(X / np.exp(eta[3:]), X / np.exp(eta[3:])) * np.exp(2 * eta[0]) + fixed[2]
     covariance += np.diag(np.exp(2 * (eta[1] + eta[2] * X[:, 0])) + 1e-3)
     density = multivariate_normal(cov=covariance).logpdf(y) + norm.logpdf(eta, prior.mean, prior.sd).sum()
@@ -104,7 +105,9 @@ def test_the_gradient_of_the_evidence_is_its_derivative() -> None:
     again = _gp.matern(X / np.exp(other[3:]), X / np.exp(other[3:])) * np.exp(2 * other[0]) + fixed[2]
     again += np.diag(np.exp(2 * other[1]) + np.full(25, 1e-3))
     reference = multivariate_normal(cov=again).logpdf(y) + norm.logpdf(other, prior.mean, prior.sd).sum()
-    assert _gp.misfit(other, *fixed)[0] - _gp.misfit(eta, *fixed)[0] == pytest.approx(density - reference, abs=1e-4)
+    assert _gp.objective(other, *fixed)[0] - _gp.objective(eta, *fixed)[0] == pytest.approx(
+        density - reference, abs=1e-4
+    )
 
 
 def test_extending_a_posterior_is_conditioning_on_all_at_once() -> None:
