@@ -12,7 +12,7 @@ others.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -267,8 +267,3 @@ class PhaseLaw:
             int(data["phase"]), axes, float(data["reference"]), theta, covariance, float(data["noise"]),
             int(data["points"]), str(data["mean"]), int(data["seed"]),
         )  # fmt: skip
-
-
-def group_of(columns: Sequence[Array]) -> Array:
-    """A number for each distinct row of columns (n,): runs of the same architecture at the same budget."""
-    return np.asarray(np.unique(np.column_stack(columns), axis=0, return_inverse=True)[1].reshape(-1))

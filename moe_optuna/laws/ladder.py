@@ -11,7 +11,7 @@ budget is also predicted from the others alone and compared.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,19 +22,21 @@ from numpy.typing import ArrayLike, NDArray
 from moe_optuna.architecture import DIMENSIONS
 from moe_optuna.errors import InputError
 from moe_optuna.laws._ladder_laws import FittedAxis, LadderLaws, growth_of, power_laws_of
-from moe_optuna.laws._phase_law import USUAL_ERROR, USUAL_EXPONENT, PhaseLaw, group_of
+from moe_optuna.laws._phase_law import USUAL_ERROR, USUAL_EXPONENT, PhaseLaw
 from moe_optuna.laws._power_law import PowerLaw, points_of
 from moe_optuna.laws._runs import ended, read_columns
-from moe_optuna.laws.axis import AxisForm, fit_axes
+from moe_optuna.laws.axis import Array, AxisForm, fit_axes
 from moe_optuna.laws.band import interval
 
 __all__ = ["FittedAxis", "LadderLaws", "PowerLaw", "fit_ladder"]
 
 COLUMNS = ("phase", "compute", "loss")
 MORE = ("flops_per_token", "compute_density", "expansion_ratio", "forecast", "forecast_sd", *DIMENSIONS)
-FREED = ("n_experts", "top_k", "n_shared_experts", "n_heads")
 MAY_BE_0 = ("n_experts", "top_k", "n_shared_experts")
+FREED = (*MAY_BE_0, "n_heads")
+"""Dimensions beside the width along which phase 2 has a law where it searched them."""
 LEAST_RUNS = 3
+"""Complete runs of a phase from which it has a law."""
 
 
 def fit_ladder(
@@ -113,7 +115,7 @@ def _table(runs: Mapping[str, ArrayLike]) -> dict[str, NDArray[Any]]:
             except ValueError as error:
                 raise InputError(f"not a number ({error})", where=name) from None
     columns = [np.nan_to_num(table[name], nan=-1.0) for name in (*COLUMNS, *MORE) if name in table]
-    first = np.unique(group_of([*columns, complete]), return_index=True)[1]
+    once = np.isin(np.arange(n), np.unique(_numbered([*columns, complete]), return_index=True)[1])  # of equal rows one
     foretold = np.zeros(n, bool)
     if "forecast" in table and "forecast_sd" in table:
         ahead = np.stack([table["forecast"], table["forecast_sd"]])
@@ -122,7 +124,8 @@ def _table(runs: Mapping[str, ArrayLike]) -> dict[str, NDArray[Any]]:
         table["vague"] = np.where(foretold, table["forecast_sd"], 0.0)
     with np.errstate(invalid="ignore"):
         usable = np.isin(state, ("complete", "pruned")) & (table["compute"] > 0) & (table["loss"] > 0)
-    usable &= np.isfinite(table["loss"]) & np.isfinite(table["compute"]) & np.isin(np.arange(n), first)
+    usable &= np.isfinite(table["loss"]) & np.isfinite(table["compute"]) & once
+    # A pruned run without a forecast stands for what it could not beat: the best complete one of its phase and budget.
     for phase, compute in {(p, c) for p, c in zip(table["phase"][usable], table["compute"][usable], strict=True)}:
         member = usable & (table["phase"] == phase) & (table["compute"] == compute)
         bound = member & ~complete & ~foretold
@@ -131,8 +134,14 @@ def _table(runs: Mapping[str, ArrayLike]) -> dict[str, NDArray[Any]]:
         else:
             usable &= ~bound
     identity = [table[name] for name in ("compute", *DIMENSIONS) if name in table]
-    table["group"] = group_of(identity) if len(identity) > 5 else np.arange(n)
+    # Compute and a few dimensions would make one architecture of many, and the spread of their losses noise.
+    table["group"] = _numbered(identity) if len(identity) > 5 else np.arange(n)
     return {name: column[usable] for name, column in table.items()}
+
+
+def _numbered(columns: Sequence[Array]) -> NDArray[np.intp]:
+    """A number for each distinct row of columns (n,), (n,)."""
+    return np.unique(np.column_stack(columns), axis=0, return_inverse=True)[1].reshape(-1)
 
 
 def _forms(phase: int, part: Mapping[str, NDArray[Any]]) -> dict[str, AxisForm]:
@@ -175,7 +184,7 @@ def _told(part: Mapping[str, NDArray[Any]], name: str) -> NDArray[Any] | None:
 
 def _pole(part: Mapping[str, NDArray[Any]]) -> float:
     """The expansion ratio's upper pole, from the experts of the runs; just above the runs where these are not told."""
-    if all(name in part for name in ("n_experts", "top_k", "n_shared_experts")):
+    if all(name in part for name in MAY_BE_0):
         shared = part["n_shared_experts"]
         poles = (part["n_experts"] + shared) / np.maximum(part["top_k"] + shared, 1)
         if (known := np.isfinite(poles)).any():
