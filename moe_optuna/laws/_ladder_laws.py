@@ -15,7 +15,7 @@ from moe_optuna.errors import InputError
 from moe_optuna.files import read_object, write_whole
 from moe_optuna.laws._phase_law import PhaseLaw
 from moe_optuna.laws._power_law import PowerLaw, points_of
-from moe_optuna.laws.axis import Array, AxisFit, AxisForm, FormName
+from moe_optuna.laws.axis import LOWER_POLE, Array, AxisFit, AxisForm, FormName
 from moe_optuna.laws.band import Growth, growth, interval
 from moe_optuna.laws.published import PUBLISHED
 
@@ -333,17 +333,20 @@ def power_laws_of(ladder: LadderLaws) -> dict[str, PowerLaw]:
     }  # fmt: skip
     laws = dict(ladder.power_laws)
     for name in quantities:
-        offset = 6.0 if name == "compute_density" else 0.0
         points = tuple(measured[name]) or points_of(budgets, ladder.draws(name, budgets))
-        laws[name] = PowerLaw.through(name, ends, ladder.draws(name, ends), points, offset)
+        laws[name] = PowerLaw.through(name, ends, ladder.draws(name, ends), points, _offset(name))
     for name, law in searched:
-        offset = 6.0 if name == "compute_density" else 0.0
         for side, at_ends, at_all in zip(
             ("low", "high"), law.edges(name, ends), law.edges(name, budgets), strict=True
         ):  # fmt: skip
             quantity = f"{name}_{side}"
-            laws[quantity] = PowerLaw.through(quantity, ends, at_ends, points_of(budgets, at_all), offset)
+            laws[quantity] = PowerLaw.through(quantity, ends, at_ends, points_of(budgets, at_all), _offset(name))
     return laws
+
+
+def _offset(axis: str) -> float:
+    """What an axis cannot fall below, so that its power law is of what exceeds it."""
+    return LOWER_POLE["pole_linear"] if axis == "compute_density" else 0.0
 
 
 def growth_of(ladder: LadderLaws) -> dict[str, dict[str, Growth]]:

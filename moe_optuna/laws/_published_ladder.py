@@ -7,10 +7,9 @@ tables or derived:
 - compute density: the line of log(M/Na - 6) in log C through the six triads of phase 2;
 - expansion ratio: the line of logit((x - 1) / (289/9 - 1)) through the six minima;
 - width: the line through the middles of the swept ranges of d_model; an optimum anywhere in the range is as likely;
-- curvatures, each uncertain by a factor of about two: compute density, 0.25 % over attention shares from 20 % to 50
-% (arXiv:2507.17702,
-  "flat"); expansion ratio, 1 % at 18 and 25 ("flat, below 1 %": the band is at least so wide); width, 3 % at 2.68
-  times the width (arXiv:2001.08361, figure 5, dense models).
+- curvatures, each uncertain by a factor of about two: compute density, 0.25 % over attention shares from 20 % to 50 %
+  (arXiv:2507.17702, "flat"); expansion ratio, 1 % at 18 and 25 ("flat, below 1 %": the band is at least so wide);
+  width, 3 % at 2.68 times the width (arXiv:2001.08361, figure 5, dense models).
 
 The loss itself is not published as a law.
 """
@@ -21,20 +20,20 @@ import numpy as np
 
 from moe_optuna.laws._phase_law import LawAxis, PhaseLaw
 from moe_optuna.laws.axis import Array, AxisForm
+from moe_optuna.laws.surrogate import POLE
 
 __all__ = ["BUDGETS", "SOURCE", "phases"]
 
 SOURCE = "published holistic laws, arXiv:2603.21862v1; M, D and the optima after its tables, curvatures derived"
-POLE = 289 / 9
 BUDGETS = np.array([1e18, 3e18, 1e19, 3e19, 1e20, 3e20])
 COMPUTE_DENSITY = np.array([10.95, 9.90, 9.22, 8.77, 8.35, 8.22])
 EXPANSION_RATIO = np.array([19.23, 19.33, 20.69, 20.78, 21.29, 22.07])
 WIDTHS = np.array([[288, 744], [456, 1000], [648, 1272], [832, 1736], [1024, 1864], [1248, 2200]])
 
-DENSITY_CURVE = 0.0073
-RATIO_CURVE = 0.032
-WIDTH_CURVE = 0.031
+DENSITY_CURVE, RATIO_CURVE, WIDTH_CURVE = 0.0073, 0.032, 0.031
+"""Half the second derivative of relative loss over t, by the statements above."""
 CURVE_SD, GROWTH_SD = 0.7, 0.03
+"""Standard deviations of the log of a curvature, a factor of two, and of its exponent in compute."""
 
 
 def phases() -> dict[int, PhaseLaw]:

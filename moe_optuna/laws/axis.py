@@ -21,7 +21,7 @@ the range.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -37,11 +37,13 @@ __all__ = ["AxisFit", "AxisForm", "FormName", "fit_axes", "fit_axis"]
 Array = NDArray[np.float64]
 FormName = Literal["pole_linear", "two_pole", "quadratic_log"]
 LOWER_POLE = {"pole_linear": 6.0, "two_pole": 1.0, "quadratic_log": 0.0}
+"""What x is above, by form: M/Na is above 6, N/Na above 1."""
 _AT_LEAST_0 = {"pole_linear": (True, True), "two_pole": (True, True), "quadratic_log": (True, False)}
-HUBER = 2.0
-NOISE_FREEDOM = 10
-GRID = 257
-MARGIN = 0.25
+"""Whether a and b are at least 0, by form, as a curve with an inner minimum has them."""
+HUBER = 2.0  # residual sds from which a run counts less
+NOISE_FREEDOM = 10  # degrees of freedom that a known noise counts as
+GRID = 257  # points over t on which a band's edges are looked for
+MARGIN = 0.25  # of the searched range of t, by which optimum and band may lie beyond it
 
 
 @dataclass(frozen=True)
@@ -339,7 +341,7 @@ def _edges(form: AxisForm, coefficients: Array, bounds: tuple[float, float], wid
     return form.x(_crossing(t, excess, at, -1)), form.x(_crossing(t, excess, at, 1))
 
 
-def _crossing(t: Array, excess: Array, start: Array, direction: Sequence[int] | int) -> Array:
+def _crossing(t: Array, excess: Array, start: Array, direction: Literal[-1, 1]) -> Array:
     """The first t in a direction from `start` (s,) at which `excess` (s, g) turns positive; the end where it does
     not.
     """

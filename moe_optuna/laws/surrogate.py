@@ -44,7 +44,7 @@ CAUTION = 0.25  # sd of a candidate's loss that count against it: of two that pr
 JOINT_CANDIDATES = 384
 FOREIGN = 0.2  # of a run's log loss above the least of its budget: sd of what it is off by, seen from another budget
 DROP_GAIN = 0.5  # of log density; where parents are of one law with the largest budget, it stays below -0.4
-POLE = 289 / 9
+POLE = 289 / 9  # of N/Na with 8 of 288 experts and a shared one, the models of arXiv:2603.21862
 
 MEANS: tuple[MeanName, ...] = ("law", "quadratic", "constant")
 PREFERENCE = {"law": 0.0, "quadratic": -0.7, "constant": -1.4}  # log prior odds: what is known of the forms beforehand
@@ -100,8 +100,7 @@ class Surrogate:
         self.axes = tuple(axis if isinstance(axis, str) else axis.name for axis in axes)
         self.seed = seed
         self._drifts = np.full(len(axes), USUAL_DRIFT) if drifts is None else np.asarray(drifts, float)
-        forms = [_Form.of(axis, pole) for axis in axes]
-        self._forms = tuple(forms)
+        self._forms = tuple(_Form.of(axis, pole) for axis in axes)
         self._warm: dict[str, Array] = {}
 
     # ---- learning
@@ -320,7 +319,7 @@ class _Form:
         name = axis if isinstance(axis, str) else axis.name
         knots = np.linspace(0, 1, 257)
         straight = knots - 0.5
-        usual = {"compute_density": 2.4, "expansion_ratio": 2.2}.get(name, 0.0)
+        usual = {"compute_density": 2.4, "expansion_ratio": 2.2}.get(name, 0.0)  # ranges of t of usual searches
         if isinstance(axis, str) or not usual:
             return cls(usual, knots, straight)
         x = np.asarray(axis.from_unit(knots), float)
