@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moe_optuna.errors import InputError
+from moe_optuna.laws import BAND
 from moe_optuna.samplers import _compat
 from moe_optuna.samplers._acquisition import Odds, believe, expected_improvement, value_of_information
 from moe_optuna.samplers._features import Features
@@ -32,7 +33,6 @@ Array = NDArray[np.float64]
 Indices = NDArray[np.intp]
 Mask = NDArray[np.bool_]
 
-_BAND = 0.001
 _SHORTLIST = 256  # candidates whose joint posterior is worked out
 _EACH = 16  # runs up to which every new one refits the surrogate; beyond, one in _GROWTH of them
 _GROWTH = 1.125
@@ -195,7 +195,7 @@ class Belief:
     def optimum(self) -> tuple[int, Optimum]:
         """The architecture to recommend, among those that can be expected to finish."""
         usable = np.flatnonzero(_hopeful(self._odds.finishing(self._history.ended)))
-        found = self._surrogate.optimum(self._phase.compute, self._inputs[usable], width=_BAND)
+        found = self._surrogate.optimum(self._phase.compute, self._inputs[usable], width=BAND)
         return int(usable[found.index]), found
 
     def choose(self, allowed: Indices) -> int | None:
@@ -221,7 +221,7 @@ class Belief:
         if not begun:
             return int(allowed[np.argmin(mean)])
         axis, side = divmod(begun - 1, 2)
-        band = self._surrogate.band(self._phase.compute, self._inputs[hopeful], axis, width=_BAND)
+        band = self._surrogate.band(self._phase.compute, self._inputs[hopeful], axis, width=BAND)
         distance = np.abs(self._inputs[allowed, axis] - (band.low, band.high)[side])
         return int(allowed[best_near(distance, mean)])
 
@@ -236,7 +236,7 @@ class Belief:
         noise = (self._base.noise_ * float(mean.min())) ** 2
         pending = _mask(list(self._history.pending.values()), len(odds))[places]
         cov, among = believe(cov, noise, np.flatnonzero(pending)), np.flatnonzero(may_run[places])
-        worth = value_of_information(mean, cov, noise, _BAND, among) * odds[places[among]]
+        worth = value_of_information(mean, cov, noise, BAND, among) * odds[places[among]]
         return int(places[among[worth.argmax()]])
 
     def _joint(self, allowed: Indices) -> tuple[Indices, Array, Array]:

@@ -324,8 +324,7 @@ class TriadSampler(BaseSampler):
     def _locate(self, params: Mapping[str, Any], attributes: Mapping[str, Any]) -> int | None:
         if not self._phase.distributions.keys() <= params.keys():
             return None
-        index: int | None = self._phase.index(params)
-        return index
+        return self._phase.index(params)
 
     def _base(self) -> int:
         if self._entropy is None:
