@@ -17,11 +17,13 @@ __all__ = ["check_space", "check_text", "make_folder"]
 
 
 def check_space(space: SearchSpace) -> None:
-    """Heads can be trained, every budget, and the target, has architectures, and phase 1 trials that can be enough for
-    its law.
+    """Refuse a space that a search could not bring to its end.
+
+    Heads must have an even number of features, for rotary positions; every budget and the target must have
+    architectures; and the trials and repeats of phase 1 must be enough for its law, which the blueprint needs.
 
     Raises:
-        InputError: Where they cannot, one has none, or they are not.
+        InputError: Where one of these does not hold, with the place in the space.
     """
     from moe_optuna.laws.ladder import LEAST_RUNS
 
@@ -54,7 +56,7 @@ def check_space(space: SearchSpace) -> None:
 
 
 def check_text(space: SearchSpace, recipe: Recipe, text: Mapping[str, Any]) -> None:
-    """The space's architectures can train on a text.
+    """Refuse a text on which the space's architectures could not train.
 
     Args:
         space: The search space.
@@ -62,7 +64,8 @@ def check_text(space: SearchSpace, recipe: Recipe, text: Mapping[str, Any]) -> N
         text: What is known of the text: token ids as ``vocab_size``, ``tokens`` by side, ``end`` of a document.
 
     Raises:
-        InputError: Where they cannot, by what is known.
+        InputError: Where the text has more token ids than the vocabulary, a side of it is shorter than the context, or
+            documents are to be told apart and their end is not known.
     """
     dimensions = space.dimensions
     if (size := text.get("vocab_size", 0)) > dimensions.vocab_size:

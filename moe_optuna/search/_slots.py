@@ -95,10 +95,10 @@ def _listed(columns: str = "index") -> tuple[str, ...]:
 
 
 def check_counts(workers: int | None, devices_per_trial: int) -> None:
-    """Both are positive integers, where they are given.
+    """Refuse a number of workers, where one is given, or of devices that is not a positive integer.
 
     Raises:
-        InputError: Where one is not.
+        InputError: Naming the option.
     """
     if workers is not None:
         whole_number(workers, "--workers")

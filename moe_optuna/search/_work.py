@@ -167,8 +167,7 @@ class Tally:
 
 def enqueued(trial: FrozenTrial) -> dict[str, Any] | None:
     """The parameters with which a trial was asked for, as repeats are; ``None`` of one that the sampler proposed."""
-    params: dict[str, Any] | None = trial.system_attrs.get("fixed_params")
-    return params
+    return trial.system_attrs.get("fixed_params")
 
 
 def trained(trial: FrozenTrial) -> bool:

@@ -23,7 +23,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -235,8 +235,7 @@ def main(arguments: list[str]) -> None:
         os.sched_setaffinity(0, {int(core) for core in cores.split(",")})
     link = Link(Channel(socket.socket(fileno=int(descriptor))))
     threading.Thread(target=_await_terminate, args=(link,), name="signals", daemon=True).start()
-    load: Callable[[str], Any] = importlib.import_module
-    functions = load(module)
+    functions: Any = importlib.import_module(module)  # a module of `TrialFunctions`
     link.send({"ready": os.getpid()})
     try:
         serve(link, functions)
