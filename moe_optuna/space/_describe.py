@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from moe_optuna.space._dimensions import CHOICES, Width
@@ -41,8 +42,8 @@ def describe(space: SearchSpace) -> str:
     return f"SearchSpace {space.name!r}\n" + "\n".join(f"  {key:<10}  {text}" for key, text in lines.items() if text)
 
 
-def _values(numbers: object) -> str:
-    items = [f"{number:g}" for number in numbers]  # type: ignore[attr-defined]
+def _values(numbers: Iterable[float]) -> str:
+    items = [f"{number:g}" for number in numbers]
     return items[0] if len(items) == 1 else "{" + ", ".join(items) + "}"
 
 

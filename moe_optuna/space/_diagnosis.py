@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -24,7 +24,8 @@ _UNBOUNDED = 1 << 20
 _OTHERS = 4096
 """Values that the search for one that a list could have looks through, the nearest."""
 _PIECES = 32
-"""Parts of a solution, of 2^18 rows at most, that the search for the nearest architecture looks through in vain."""
+"""Parts of a solution, of 2^18 rows at most, that hold nothing, after which the search for the nearest architecture
+gives up."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +120,7 @@ def diagnose(rules: Rules, triad: Triad) -> Diagnosis:
         triad,
         0,
         reason(rules, triad),
-        Triad(*(getattr(nearest.non_embedding, name) for name in COUNTS), triad.tolerances) if nearest else None,  # type: ignore[call-arg]
+        Triad(**asdict(nearest.non_embedding), tolerances=triad.tolerances) if nearest else None,
         nearest,
         tuple(sorted(_relaxations(rules, triad), key=lambda relaxation: relaxation.size)),
     )
@@ -179,7 +180,8 @@ def _smallest(feasible: Callable[[float], bool], start: float, limit: float, pre
 
 
 def _nearest(rules: Rules, triad: Triad) -> MoEArchitecture | None:
-    """The architecture for which the largest of |log(count / target)| / tolerance is least."""
+    """The architecture for which the largest of |log(count / target)| / tolerance is least; ``None`` where the space
+    has none within a factor of ten thousand, or none is found in `_PIECES`."""
     targets = np.array(list(triad.targets.values()))
     widths = np.array([getattr(triad.tolerances, name) for name in COUNTS])
 
