@@ -177,14 +177,15 @@ def training_memory(
 
 
 def trial_memory(architecture: MoEArchitecture, *, tokens: int, averaged: bool = False) -> Memory[Any]:
-    """Bytes that one of this project's trainings adds to a process on a CPU, all in float32.
+    """Bytes that one of this project's trainings adds to a process on a CPU, all in float32, at its peak.
 
     Args:
         architecture: What is trained.
         tokens: Tokens of a forward pass.
         averaged: Whether the recipe averages weights.
     """
-    # Weights move into the optimizer's memory; of where they were made the system's allocator keeps all or nothing.
+    # Weights take 4 bytes in the optimizer's memory. The memory that they were made in, 4 bytes more, the system's
+    # allocator keeps or gives back, depending on the machine: half of it is counted.
     moments = 12 if averaged else 8
     return training_memory(
         architecture, tokens=tokens, rows_kept=False,

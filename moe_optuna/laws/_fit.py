@@ -63,7 +63,8 @@ class Fit:
         held_out: Score on the largest runs.
         influential: The few runs without which a coefficient moves by errors of its own, with the coefficients without
             them; rows count from 1.
-        misfit: Curves that the residuals follow along an input (`misfit.Curve`): what the law misses.
+        misfit: What the law misses: by input, the parabola in its natural log t that the residuals follow, (a, b, c) of
+            a t^2 + b t + c.
         draws: Coefficients of each bootstrap fit.
         edges: Coefficients at each end of `intervals`: one is held there, and all others are fitted.
     """
@@ -117,9 +118,10 @@ class Fit:
     ) -> tuple[Array, Array]:
         """Interval of the law's value, or with `noise` of a run there, in the shape of the columns.
 
-        It is that of the bootstrap, about the optimum and as much wider as few runs ask for (`_intervals.widening`),
-        and holds what the `edges` say, which no bootstrap reaches where a coefficient is not identified. Where the
-        residuals bend, what the bend comes to at the columns counts as an error of the law.
+        Quantiles of the bootstrap fits about the optimum, wider where runs are few (`_intervals.widening`). It reaches
+        at least as far as the fits at the ends of `intervals` (`edges`) do: a bootstrap stays near the optimum where a
+        coefficient is not identified. Where the residuals bend along an input (`misfit`), the size of the bend at the
+        columns counts as an error of the law.
 
         Raises:
             InputError: Where the level is not a fraction, or the fit was made without a bootstrap.

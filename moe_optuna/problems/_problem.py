@@ -52,7 +52,7 @@ class Problem:
     `leverage` and, by variant, 1 to 1.9 times on `edge`.
 
     Attributes:
-        name: The family's name.
+        name: Family and variant, such as ``holistic/0``; the random numbers depend on it.
         space: The search space whose lattices it lives on.
         terms: What the loss depends on.
         noise: Relative standard deviation of the loss over seeds at the smallest budget where the terms add up to 0.
@@ -97,7 +97,8 @@ class Problem:
         return ~self.failing(phase) & (self.true_losses(phase) <= self.optimum(phase).loss * (1 + width))
 
     def in_band(self, architecture: MoEArchitecture, phase: Phase, width: float = BAND) -> bool:
-        """Whether an architecture's noise-free loss is within `width` of the optimum's."""
+        """Whether an architecture's noise-free loss is within `width` of the optimum's, also where its runs can fail
+        (`band` leaves those out)."""
         return self.true_loss(architecture, phase.compute) <= self.optimum(phase).loss * (1 + width)
 
     def loss(self, architecture: MoEArchitecture, compute: float, seed: int = 0) -> float:

@@ -9,8 +9,8 @@ from typing import Any
 from moe_optuna.architecture import COUNTS, MoEArchitecture
 
 __all__ = [
-    "AXES", "compute", "flops", "interval", "large", "memory", "number", "percent", "signed", "sketch", "tick", "title",
-    "unit", "value",
+    "AXES", "POOLED", "compute", "flops", "interval", "large", "memory", "number", "percent", "signed", "sketch",
+    "tick", "title", "unit", "value", "verdict",
 ]  # fmt: skip
 
 AXES: dict[str, tuple[str, str]] = {
@@ -91,7 +91,7 @@ def compute(x: float) -> str:
 
 
 def number(x: Any, digits: int = 4) -> str:
-    """A number to so many significant digits; integers whole, with thin separators from 10,000 on."""
+    """A number to so many significant digits; integers whole, with commas from 10,000 on."""
     if isinstance(x, bool) or not isinstance(x, (int, float)):
         return str(x)
     if not math.isfinite(x):

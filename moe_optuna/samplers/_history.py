@@ -46,7 +46,8 @@ class History:
         locate: From parameters and user attributes to the number of an architecture, ``None`` where they mean none.
         runs: Finished trials in the order in which they ended.
         informative: Those with a loss or a forecast of it, but for the collapsed.
-        ended: Whether each run of an architecture failed or collapsed, by its number, of all whose trials have ended.
+        ended: By an architecture's number, of all that some trial has ended on: whether all of its runs failed or
+            collapsed.
         pending: Numbers of the architectures that run or wait in the queue now, by trial.
         waiting: How many trials wait in the queue.
         collapsed: How many trials ended with a loss so high that they count as failed (`COLLAPSED`).

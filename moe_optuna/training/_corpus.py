@@ -59,7 +59,7 @@ class Corpus:
 
     Attributes:
         train, held_out: Token ids, documents one after the other.
-        vocab_size: Greatest number of token ids, at most that of an architecture which trains on it.
+        vocab_size: Number of token ids; an architecture that trains on it has at least as many.
         token_bytes: Bytes of text behind each token id, shape (vocab_size,), or ``None`` where unknown: of a memory
             map without a vocabulary, or where the tokens of the text do not add up to its bytes.
         end: The token id that ends a document, or ``None`` where unknown.

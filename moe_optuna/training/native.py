@@ -37,7 +37,10 @@ from moe_optuna.training._blas import sgemm
 from moe_optuna.training._corpus import cache_folder
 from moe_optuna.training.kernels import apply
 
-__all__ = ["PER_LAYER", "Group", "Shape", "Step", "backward", "forward", "library", "losses", "pointers", "takes"]
+__all__ = [
+    "PER_LAYER", "Group", "Shape", "Step", "backward", "balance", "forward", "groups", "library", "losses", "pointers",
+    "takes",
+]  # fmt: skip
 
 _SOURCE = Path(__file__).with_name("native.c")
 _FLAGS = ("-std=gnu11", "-O3", "-fno-math-errno", "-fno-trapping-math", "-fPIC", "-shared")
@@ -165,7 +168,7 @@ def balance(load_LE: Tensor, biases: Sequence[Tensor], rate: float) -> None:
 
 
 def groups(sizes: Sequence[int], rates: Sequence[tuple[float, float]]) -> Any:
-    """`adamw`'s, of so many parameters each with a rate and a decay."""
+    """The groups of parameters that the source's `adamw` takes: how many each has, and its (rate, decay)."""
     return (Group * len(sizes))(*(Group(size, *rate) for size, rate in zip(sizes, rates, strict=True)))
 
 
