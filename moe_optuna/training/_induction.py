@@ -29,21 +29,29 @@ def start_as_induction_heads(
     context_length: int,
     generator: torch.Generator,
 ) -> None:
-    """Predict what came after the query's own token before: two layers or more, with QK norm by head, untied head.
+    """Start heads so that together they foretell what followed the query's own token when it last came up.
 
-    In the first layer the first head attends to the token before, by place alone: queries and keys map the direction
-    that all embeddings share to one vector of the fast rotary pairs, the queries' turned back by a position; the others
-    of its group, by two positions and more. The first writes its values into C directions, or half of all where there
-    are no more. In the layers above the keys of the last group read there, so they are those of the token before
-    theirs; the last query is the key that its own token has one position on, with more weight on the slow pairs, since
-    it may be far. Its values read all but those directions, so they are the token's own, and are written to others than
-    those, in every layer the same ones, where the head reads each token by what would be written of it. No two heads of
-    a group share queries and outputs: with the same gradients they would stay one head for good.
+    Only with two layers or more, QK norm by head and an untied head; else nothing is set.
+
+    First layer, first group of heads: look back. All embeddings share one direction, and the group's queries and keys
+    read nothing else, so that they attend by place alone. The key is one vector on the fast rotary pairs; the first
+    head's query is that vector turned back by one position, so that it attends to the token before; each further
+    head's by one more, so that no two heads are alike. The first head writes its values, which say what the token
+    before was, into C directions of the residual stream, or half of all where there are no more.
+
+    Layers above, last group of heads: match and copy. Keys read those directions: each is that of the token before its
+    own. The last head's query is the key that a token after the query's own would have, so that it attends to what
+    followed its token earlier, with more weight on slow rotary pairs, since that may be far. The group's other heads
+    have their key as query and attend to their like. Values read everything but the shared direction and those
+    directions, which is the token itself, and the last head writes them to directions that are the same in every layer
+    and none of the first layer's. There the head reads each token by what would be written of it.
+
+    No two heads of a group may share queries and outputs: with the same gradients they would stay one head for good.
 
     Args:
         attentions: One a layer.
         embedding_VD, head_VD: The embedding, drawn, and the head, which is set.
-        shared_D: What all embeddings have in common.
+        shared_D: The direction that all embeddings share, of any length.
         context_length: S.
         generator: Of the random numbers.
     """
