@@ -208,7 +208,7 @@ def quantity(architecture: MoEArchitecture, name: str) -> float:
 
 def _text(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8-sig")  # spreadsheets write a mark at the beginning
     except OSError as error:
         raise InputError(error.strerror or "cannot be read", where=path) from None
     except UnicodeDecodeError:

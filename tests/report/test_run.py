@@ -22,6 +22,12 @@ def test_reads_everything_that_a_finished_search_wrote(planted):
     assert run.recorded
 
 
+def test_runs_that_a_spreadsheet_wrote_again_are_the_same(planted):
+    before, path = Run.read(planted.folder).trials, planted.folder / "runs.csv"
+    path.write_text(path.read_text(encoding="utf-8"), encoding="utf-8-sig")
+    assert repr(Run.read(planted.folder).trials) == repr(before)
+
+
 def test_a_trial_knows_its_architecture_by_its_dimensions(planted):
     trial = Run.read(planted.folder).trials[0]
     found = trial.architecture()
