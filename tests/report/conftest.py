@@ -166,7 +166,7 @@ def columns(rows: list[dict]) -> dict[str, np.ndarray]:
     }
 
 
-@pytest.fixture(scope="package", autouse=True)
+@pytest.fixture(scope="module", autouse=True)
 def _one_thread() -> Iterator[None]:
     """Matrices of a few dozen rows: more threads of linear algebra would only wait for one another."""
     with threadpool_limits(1):
