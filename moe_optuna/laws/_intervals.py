@@ -116,7 +116,8 @@ def profile(
 
     Each constrained fit starts from the optimum moved along the valley, from its neighbour towards the optimum, and
     from the other basins (`optima_SP`, the best first). The signed root of the rise is nearly linear in the
-    coefficient, so a secant in it closes in a few rounds.
+    coefficient, so a secant in it closes in a few rounds; where the optimum lies on a plateau it is not, and a bracket
+    that the secant did not halve is halved.
     """
     phi_P = optima_SP[0]
     p, n = len(phi_P), len(problem.log_target)
@@ -143,6 +144,7 @@ def profile(
     # Distances at which the rise is below and above the threshold, with its roots there.
     inner_S, outer_S = np.zeros(count), np.full(count, np.nan)
     inner_root_S, outer_root_S = np.zeros(count), np.full(count, np.nan)
+    bracket_S = np.full(count, np.inf)
     nearest_SP = here_SP.copy()
     open_S = span_S <= 1e-9
     end_S = np.where(open_S, span_S, np.nan)
@@ -184,6 +186,8 @@ def profile(
         settled = bracketed & np.isnan(end_S) & (outer_S - inner_S < 0.02 * outer_S)
         settled[live[near]] |= np.isnan(end_S[live[near]])
         end_S[settled] = np.where(bracketed, between_S, distance_S)[settled]
+        slow_S, bracket_S = outer_S - inner_S > 0.5 * bracket_S, np.where(bracketed, outer_S - inner_S, np.inf)
+        between_S = np.where(slow_S, 0.5 * (inner_S + outer_S), between_S)
         onward_S = np.clip(distance_S * root_S / np.maximum(inner_root_S, 1e-12), 1.2 * distance_S, 4 * distance_S)
         distance_S = np.where(bracketed, between_S, np.minimum(onward_S, span_S))
     open_S |= np.isnan(end_S) & np.isnan(outer_S)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from scipy.optimize import minimize
+from scipy.optimize import least_squares, minimize
 from scipy.stats import linregress, t
 
 from moe_optuna.errors import InputError
@@ -153,6 +153,32 @@ def test_bootstrap_and_profile_agree_where_a_law_is_identified(refit):
         assert (high - low) == pytest.approx(drawn[1] - drawn[0], rel=0.7)
         assert low < drawn[1]
         assert drawn[0] < high
+
+
+@pytest.mark.parametrize("seed", [100, 104])
+def test_an_end_beyond_a_plateau_is_where_the_fit_gets_worse(seed):
+    """A saturation that hardly matters at the optimum ends where the likelihood ratio of SciPy's fits says."""
+    rng = np.random.default_rng(seed)
+    columns = 2.0 ** -rng.integers(0, 8, 40), 2.0 ** rng.integers(1, 5, 40), 10 ** rng.uniform(18, 20.8, 40)
+    runs = dict(zip(("activation_ratio", "granularity", "compute"), columns, strict=True))
+    truth = FORMS["leverage"].predict(runs, dict(PUBLISHED["leverage"].coefficients) | {"A_max": 1e3})
+    runs["leverage"] = truth * np.exp(0.03 * rng.standard_normal(40))
+    found = fit("leverage", runs, bootstraps=0, score=False)
+    free = [name for name in FORMS["leverage"].names if name != "A_max"]
+
+    def squares(saturation: float) -> float:
+        def residual(values: np.ndarray) -> np.ndarray:
+            values = dict(zip(free, values, strict=True)) | {"A_max": saturation}
+            return np.log(FORMS["leverage"].predict(runs, values) / runs["leverage"])
+
+        start = [found.coefficients[name] for name in free]
+        bounds = [(1e-6 if name == "A_start" else -np.inf) for name in free], np.inf
+        return 2 * least_squares(residual, start, bounds=bounds, x_scale=np.abs(start)).cost
+
+    assert found.coefficients["A_max"] > 1e6
+    least = squares(found.coefficients["A_max"])
+    rise = (squares(found.intervals["A_max"][0]) - least) / (least / 34)
+    assert rise == pytest.approx(t.ppf(0.975, 34) ** 2, rel=0.6)  # the data's own scatter stands in for the threshold
 
 
 def test_a_fixed_ratio_of_tokens_to_parameters_does_not_identify_the_law():
