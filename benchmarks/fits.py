@@ -215,7 +215,9 @@ def leverage() -> dict[str, Any] | None:
     with path.open() as file:
         points = list(csv.DictReader(file))
     names = {"activation_ratio": "A_ea_over_E", "granularity": "G", "compute": "C_flops", "leverage": "EL"}
-    columns = {word: np.array([float(point[name]) for point in points]) for word, name in names.items()}
+    table = [[float(point[name]) for name in names.values()] for point in points]
+    table = np.unique(table, axis=0)  # a point that is in two panels counts once, as it does in the fit
+    columns = dict(zip(names, table.T, strict=True))
     found = fit("leverage", columns)
     law = PUBLISHED["leverage"]
     residual = np.log(law.form.predict(columns, law.coefficients) / columns["leverage"])
