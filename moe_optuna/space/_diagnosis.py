@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -33,7 +33,7 @@ class Relaxation:
     """The smallest change of one rule that gives an architecture while all others stay.
 
     Attributes:
-        rule: Its place in the file, such as `dimensions.n_layers.high`.
+        rule: Its place in the file, such as `dimensions.n_layers.high`, or `scale.0.n_heads` in the first `[[scale]]`.
         value: What it is.
         needed: What it would have to be.
     """
@@ -111,11 +111,17 @@ def _targets(triad: Triad) -> str:
     )
 
 
-def diagnose(rules: Rules, triad: Triad) -> Diagnosis:
-    """See `SearchSpace.explain`."""
+def diagnose(rules: Rules, triad: Triad, scales: Sequence[Rules]) -> Diagnosis:
+    """See `SearchSpace.explain`.
+
+    Args:
+        rules: Those at the triad's scale.
+        triad: What is asked for.
+        scales: The rules at every scale, at all of which the nearest is looked for.
+    """
     if lattice := rules.lattice(Bands.of(triad)):
         return Diagnosis(triad, len(lattice))
-    nearest = _nearest(rules, triad)
+    nearest = _nearest(scales, triad)
     return Diagnosis(
         triad,
         0,
@@ -179,11 +185,29 @@ def _smallest(feasible: Callable[[float], bool], start: float, limit: float, pre
     return high
 
 
-def _nearest(rules: Rules, triad: Triad) -> MoEArchitecture | None:
-    """The architecture for which the largest of |log(count / target)| / tolerance is least; ``None`` where the space
-    has none within a factor of ten thousand, or none is found in `_PIECES`."""
+def _nearest(scales: Sequence[Rules], triad: Triad) -> MoEArchitecture | None:
+    """The architecture for which the largest of |log(count / target)| / tolerance is least, each at its own scale."""
+    widths = np.array([getattr(triad.tolerances, name) for name in COUNTS])
+    best, found = math.log(1e4) / float(widths.min()), None
+
+    def away(rules: Rules) -> float:
+        (low, high), flops = rules.flops_per_token, triad.flops_per_token
+        if low <= flops < high:
+            return 0.0
+        off = math.log(low / flops) if flops < low else math.log(flops / high) if high else math.inf
+        return off / triad.tolerances.flops_per_token
+
+    for rules in sorted(scales, key=away):
+        if away(rules) < best and (near := _nearest_at(rules, triad, best)):
+            best, found = near
+    return found
+
+
+def _nearest_at(rules: Rules, triad: Triad, most: float) -> tuple[float, MoEArchitecture] | None:
+    """The nearest of one scale, and its distance; ``None`` where it is further than `most` or not found."""
     targets = np.array(list(triad.targets.values()))
     widths = np.array([getattr(triad.tolerances, name) for name in COUNTS])
+    start, end = rules.flops_per_token
 
     if not _any_keeps_limits(rules):
         return None
@@ -191,7 +215,8 @@ def _nearest(rules: Rules, triad: Triad) -> MoEArchitecture | None:
 
     def within(factor: float) -> Bands:
         spread = np.exp(widths * factor)
-        return Bands.between((targets / spread)[None], (targets * spread)[None])
+        low = np.maximum(targets / spread, [start, 0, 0])
+        return Bands.between(low[None], np.minimum(targets * spread, [end * (1 - 1e-12), np.inf, np.inf])[None])
 
     def feasible(factor: float) -> bool:
         for runs in rules.problem(within(factor))[0].runs():
@@ -202,7 +227,7 @@ def _nearest(rules: Rules, triad: Triad) -> MoEArchitecture | None:
         return False
 
     try:
-        factor = _smallest(feasible, 0.5, math.log(1e4) / widths.min(), 1e-3)
+        factor = _smallest(feasible, 0.5, most, 1e-3)
     except _TooFarError:
         return None
     if factor is None:
@@ -214,7 +239,7 @@ def _nearest(rules: Rules, triad: Triad) -> MoEArchitecture | None:
         row = int(distance.argmin())
         if distance[row] < best:
             best, found = float(distance[row]), {name: column[row : row + 1] for name, column in chunk.items()}
-    return Lattice(rules.solved, columns=found)[0] if found else None
+    return (best, Lattice(rules.solved, columns=found)[0]) if found else None
 
 
 class _TooFarError(Exception):
@@ -338,7 +363,7 @@ def _choices(rules: Rules, bands: Bands) -> _Found:
         while start < len(order) and not fits(order[start : start + size]):
             start, size = start + size, 2 * size
         need, have = next((pair for pair in order[start : start + size] if fits([pair])), (None, listed[0]))
-        yield f"dimensions.{name}", have, need
+        yield rules.places.get(name, f"dimensions.{name}"), have, need
 
 
 def _limits(rules: Rules, bands: Bands) -> _Found:

@@ -174,7 +174,8 @@ class Phase:
             InputError: Where a parameter of an axis is missing.
         """
         self._check(params)
-        return diagnose(*self._held(params))
+        scales = [each.reduced(**self._discrete(params)) for each in self.space.every_scale]
+        return diagnose(*self._held(params), scales)
 
     def _check(self, params: Mapping[str, float | int]) -> None:
         if missing := [axis.name for axis in self.axes if axis.name not in params]:
@@ -183,9 +184,11 @@ class Phase:
     def _held(self, params: Mapping[str, float | int]) -> tuple[Rules, Triad]:
         """The rules and the triad that parameters stand for."""
         triad = self.triad or self._triad_at(params)
-        rules = self.space.rules(triad.flops_per_token)
-        discrete = {axis.name: (int(params[axis.name]),) for axis in self.axes if axis.choices}
-        return Rules(rules.dimensions.first.model_copy(update=discrete), rules.infrastructure), triad
+        return self.space.rules(triad.flops_per_token).reduced(**self._discrete(params)), triad
+
+    def _discrete(self, params: Mapping[str, float | int]) -> dict[str, tuple[int]]:
+        """The dimensions that parameters choose."""
+        return {axis.name: (int(params[axis.name]),) for axis in self.axes if axis.choices}
 
     def _triad_at(self, params: Mapping[str, float | int]) -> Triad:
         """The triad of coordinates of phase 0 or 1, where the others are those of the phase's own targets."""
@@ -239,8 +242,7 @@ def _cells(space: SearchSpace, targets: Floats) -> tuple[Columns, Floats]:
     relative = (cell.flops_per_token, cell.active_params, cell.total_params)
     pieces, aims = [], []
     for rows, rules in space.scales(targets[:, 0]):
-        first = Rules(rules.dimensions.first, rules.infrastructure)
-        problem, row = first.problem(Bands.around(targets[rows], relative))
+        problem, row = rules.reduced().problem(Bands.around(targets[rows], relative))
         aim = targets[rows][row]
         columns = at_median(problem, aim)
         if columns:
@@ -355,9 +357,10 @@ def _empty(
             found += f", which take {used.min():.4g} to {used.max():.4g} bytes"
         named = " and ".join(f"infrastructure.{name} = {rules[name]:g}" for name in dropped)
         return InputError(f"no architecture keeps {named}; {found}", where=where)
-    held = space.rules(triad.flops_per_token)
-    dimensions = held.dimensions if number == 2 else held.dimensions.first
-    return InputError(str(diagnose(Rules(dimensions, held.infrastructure), triad)), where=where)
+    if number == 2:
+        return InputError(str(space.explain(triad)), where=where)
+    scales = [each.reduced() for each in space.every_scale]
+    return InputError(str(diagnose(space.rules(triad.flops_per_token).reduced(), triad, scales)), where=where)
 
 
 def _phase(

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,15 +31,23 @@ class Rules:
     Attributes:
         dimensions: As the file has them; `solved` are those with the cluster's `width_multiple`.
         infrastructure: The cluster's demands.
+        places: Where in the file the dimensions are that do not stand in `[dimensions]`, by name.
+        flops_per_token: From which M to which, that not included, the rules hold.
     """
 
     dimensions: Dimensions
     infrastructure: Infrastructure
+    places: Mapping[str, str] = field(default_factory=dict)
+    flops_per_token: tuple[float, float] = (0.0, math.inf)
 
     @cached_property
     def solved(self) -> Dimensions:
         """The dimensions with the multiples that the cluster demands."""
         return self.dimensions.with_multiple(self.infrastructure.width_multiple)
+
+    def reduced(self, **update: Any) -> Rules:
+        """With the first of each list of values alone, as phases 0 and 1 have them, and some dimensions replaced."""
+        return replace(self, dimensions=self.dimensions.first.model_copy(update=update))
 
     def problem(self, bands: Bands) -> tuple[Problem, Integers]:
         """Every allowed combination with each of the bands (n, 3), and the row of the band of each pair."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import tomllib
 from collections.abc import Iterator
 from functools import cached_property
@@ -273,16 +274,26 @@ class SearchSpace(Frozen):
 
     def scales(self, flops_per_token: NDArray[np.float64]) -> Iterator[tuple[NDArray[np.int64], Rules]]:
         """The rules at each scale that the M of (n,) belong to, and which of them do."""
-        starts = [self.allocation_law.flops_per_token(step.compute) for step in self.scale]
-        # An M that was computed from a scale's own compute belongs to it, whatever its last bit says.
-        scales = np.searchsorted(starts, flops_per_token * (1 + 1e-9), side="right")
+        scales = np.searchsorted(self._starts, flops_per_token, side="right")
         for scale in np.unique(scales):
-            yield np.flatnonzero(scales == scale), self._rules[scale]
+            yield np.flatnonzero(scales == scale), self.every_scale[scale]
+
+    @property
+    def _starts(self) -> list[float]:
+        """The M at which each scale begins."""
+        # What was computed from a scale's own compute belongs to it, whatever its last bit says.
+        return [self.allocation_law.flops_per_token(step.compute) / (1 + 1e-9) for step in self.scale]
 
     @cached_property
-    def _rules(self) -> tuple[Rules, ...]:
-        dimensions = (self.dimensions, *(_replace(self.dimensions, step) for step in self.scale))
-        return tuple(Rules(each, self.infrastructure) for each in dimensions)
+    def every_scale(self) -> tuple[Rules, ...]:
+        """The rules at each scale, from the smallest M to the largest."""
+        bounds = [0.0, *self._starts, math.inf]
+        rules = [Rules(self.dimensions, self.infrastructure, {}, (0.0, bounds[1]))]
+        for number, step in enumerate(self.scale):
+            places = {name: f"scale.{number}.{name}" for name in step.changes}
+            reach = (bounds[number + 1], bounds[number + 2])
+            rules.append(Rules(_replace(self.dimensions, step), self.infrastructure, places, reach))
+        return tuple(rules)
 
     def lattice(self, triad: Triad) -> Lattice:
         """Every architecture that meets the triad and the space's rules."""
@@ -291,7 +302,7 @@ class SearchSpace(Frozen):
     def explain(self, triad: Triad) -> Diagnosis:
         """How many architectures meet a triad; where none does, what binds, the nearest feasible triad, and the
         smallest relaxation of each rule that gives an architecture."""
-        return diagnose(self.rules(triad.flops_per_token), triad)
+        return diagnose(self.rules(triad.flops_per_token), triad, self.every_scale)
 
     def violations(self, architecture: MoEArchitecture, triad: Triad | None = None) -> dict[str, str]:
         """The rules of the space, and the tolerances of a triad, that an architecture breaks: name of the rule, and

@@ -190,3 +190,39 @@ def test_reasons_say_what_the_closed_form_says() -> None:
     )
     assert "pays for the attention of" in str(shallow.explain(shallow.triad(M, 7.0, 3.0)))
     assert "\n" not in str(shallow.explain(shallow.triad(M, 7.0, 3.0)))
+
+
+def test_at_a_scale_the_rule_is_named_where_the_file_has_it() -> None:
+    """What `[[scale]]` replaces is changed there: in `[dimensions]` the change would do nothing."""
+    space = SearchSpace.from_dict(SMALL.to_dict() | {"scale": [{"compute": 1e9, "n_heads": 16}]})
+    triad = SMALL.triad(M, 9.0, 3.0)
+    (relaxation,) = [r for r in space.explain(triad).relaxations if r.rule.endswith("n_heads")]
+    assert relaxation.rule == "scale.0.n_heads"
+    data = space.to_dict()
+    data["scale"][0]["n_heads"] = int(relaxation.needed)
+    assert SearchSpace.from_dict(data).lattice(triad)
+
+
+@pytest.mark.parametrize("factor", [1.001, 0.999])
+def test_the_nearest_keeps_the_rules_of_its_own_scale(factor: float) -> None:
+    """Where the number of heads changes just beside the triad, what is near at either side is feasible there."""
+    start = SMALL.allocation_law.compute(M)
+    wide = SearchSpace.from_dict(SMALL.to_dict() | {"scale": [{"compute": 1e-9, "n_heads": 16}]})
+    space = SearchSpace.from_dict(SMALL.to_dict() | {"scale": [{"compute": start, "n_heads": 16}]})
+    triad = Triad.at(factor * M, 9.0, 3.3, Tolerances(0.002, 0.002, 0.002))
+    diagnosis = space.explain(triad)
+    assert diagnosis.count == 0
+    assert diagnosis.nearest is not None
+    assert diagnosis.architecture is not None
+    assert space.lattice(diagnosis.nearest)
+    assert space.violations(diagnosis.architecture, diagnosis.nearest) == {}
+
+    targets = np.array(list(triad.targets.values()))
+    near = replace(triad, tolerances=Tolerances(0.2, 0.2, 0.2))
+    of_both = []
+    for one, at_its_scale in ((SMALL, np.less), (wide, np.greater_equal)):
+        arrays = one.lattice(near).arrays
+        counts = np.stack([arrays[name] for name in triad.targets], axis=1)[at_its_scale(arrays["flops_per_token"], M)]
+        of_both.append(np.abs(np.log(counts / targets)).max(axis=1).min(initial=np.inf))
+    found = np.abs(np.log(np.array(list(diagnosis.nearest.targets.values())) / targets)).max()
+    assert found == pytest.approx(min(of_both))
