@@ -98,7 +98,7 @@ class TriadSampler(BaseSampler):
 
     Raises:
         InputError: Where an argument is of another kind, a parent does not minimise one value or does not say its
-            budget, or the laws know none of the phase's axes.
+            budget, or the laws know none of the phase's axes; at a call, where a study is its own parent.
     """
 
     def __init__(
@@ -335,3 +335,7 @@ class TriadSampler(BaseSampler):
         self._raise_error_if_multi_objective(study)
         if study.direction != StudyDirection.MINIMIZE:
             raise InputError("maximises, expected a study that minimises the loss", where=study.study_name)
+        # By name and budget, not by identity: a study is often loaded twice, each time with a storage of its own.
+        for parent in self._parents:
+            if parent.study_name == study.study_name and budget_of(parent) == self._phase.compute:
+                raise InputError("its own parent, expected studies at other budgets", where=study.study_name)

@@ -1,6 +1,7 @@
 """Warm starts: parents are read where they are, their prediction comes first, and a wrong one costs little."""
 
 import math
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -128,6 +129,21 @@ def test_a_parent_of_another_phase_is_refused(space: SearchSpace, phase: Phase) 
     study = optuna.create_study(sampler=TriadSampler(phase, parents=[parent]))
     with pytest.raises(InputError, match="zero: no trial has the parameters compute_density, expansion_ratio"):
         study.ask(phase.distributions)
+
+
+@pytest.mark.parametrize("again", [False, True], ids=["the same", "loaded again"])
+def test_a_study_that_is_its_own_parent_is_refused(phase: Phase, tmp_path: Path, again: bool) -> None:
+    """Each of its runs would count twice, and intervals be too narrow."""
+    url = f"sqlite:///{tmp_path}/study.db"
+    study = optuna.create_study(study_name="own", storage=url)
+    study.set_user_attr("compute", phase.compute)
+    parent = optuna.load_study(study_name="own", storage=url) if again else study
+    sampler = TriadSampler(phase, parents=[parent], seed=0)
+    study.sampler = sampler
+    with pytest.raises(InputError, match="own: its own parent, expected studies at other budgets"):
+        phase.suggest(study.ask())
+    with pytest.raises(InputError, match="own: its own parent"):
+        sampler.recommend(study)
 
 
 def test_a_parent_at_a_larger_budget_does_not_outvote_the_study(space: SearchSpace, phase: Phase) -> None:
