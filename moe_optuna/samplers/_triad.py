@@ -126,7 +126,8 @@ class TriadSampler(BaseSampler):
         self._opening = Opening(laws, phase) if laws is not None else None
         self._seed = seed
         self._n_startup = n_startup
-        self._independent_sampler = independent_sampler or RandomSampler(seed=seed)
+        # Optuna's seeds have 32 bits.
+        self._independent_sampler = independent_sampler or RandomSampler(seed=None if seed is None else seed % 2**32)
         self._entropy: int | None = seed
         self._belief: Belief | None = None
         self._histories: Histories = WeakKeyDictionary()

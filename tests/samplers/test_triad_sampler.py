@@ -448,6 +448,16 @@ def test_constructor_takes_keywords_only(phase: Phase) -> None:
         TriadSampler(phase, 0)  # type: ignore[misc]
 
 
+def test_a_seed_may_be_of_any_size(phase: Phase) -> None:
+    """Such as `time.time_ns()`, which Optuna's own samplers refuse."""
+    twice = []
+    for _ in range(2):
+        study = optuna.create_study(sampler=TriadSampler(phase, seed=2**70 + 1))
+        study.optimize(lambda trial: smooth(phase)(trial) + trial.suggest_float("rate", 0, 1), n_trials=2)
+        twice.append([trial.params for trial in study.trials])
+    assert twice[0] == twice[1]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
