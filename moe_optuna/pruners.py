@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
+from numbers import Real
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -16,7 +17,7 @@ from optuna.pruners import BasePruner
 from optuna.study import StudyDirection
 from optuna.trial import TrialState
 
-from moe_optuna.errors import InputError
+from moe_optuna.errors import InputError, whole_number
 from moe_optuna.laws import BAND
 
 if TYPE_CHECKING:
@@ -177,7 +178,7 @@ class BandPruner(BasePruner):
             losses have to fall. Read once, when first needed.
 
     Raises:
-        InputError: Where an argument is out of its range, or a study does not minimise one value.
+        InputError: Where an argument is of another kind or out of its range, or a study does not minimise one value.
     """
 
     def __init__(
@@ -190,21 +191,13 @@ class BandPruner(BasePruner):
         warmup: float = 0.125,
         parents: Sequence[Study] = (),
     ) -> None:
-        if not 0.5 <= probability < 1:
-            raise InputError(f"{probability!r}, expected at least 0.5 and below 1", where="probability")
-        if not 0 < band < 1:
-            raise InputError(f"{band!r}, expected a fraction above 0 and below 1", where="band")
-        if noise is not None and not 0 <= noise < 1:
-            raise InputError(f"{noise!r}, expected a fraction of at least 0 and below 1", where="noise")
-        if not 0 <= warmup < 1:
-            raise InputError(f"{warmup!r}, expected a fraction of at least 0 and below 1", where="warmup")
-        if n_startup_trials < 2:
-            raise InputError(f"{n_startup_trials!r}, expected at least 2", where="n_startup_trials")
-        self._probability = probability
-        self._band = band
-        self._noise = noise
-        self._n_startup_trials = n_startup_trials
-        self._warmup = warmup
+        self._probability = _fraction(probability, "probability", least=0.5)
+        self._band = _fraction(band, "band")
+        if not self._band:
+            raise InputError(f"{band!r}, expected a fraction above 0", where="band")
+        self._noise = None if noise is None else _fraction(noise, "noise")
+        self._n_startup_trials = whole_number(n_startup_trials, "n_startup_trials", least=2)
+        self._warmup = _fraction(warmup, "warmup")
         self._studies = parental(parents)
 
     @cached_property
@@ -253,6 +246,13 @@ class BandPruner(BasePruner):
             noise = math.sqrt(squares / degrees) if degrees else 0.0
         bound = min(final for _, final in finished) * (1 + self._band)
         return ahead.above(bound, noise) >= self._probability
+
+
+def _fraction(value: object, name: str, *, least: float = 0.0) -> float:
+    """An argument that is to be a fraction, numpy's too, of at least `least` and below 1."""
+    if isinstance(value, bool) or not isinstance(value, Real) or not least <= float(value) < 1:
+        raise InputError(f"{value!r}, expected a fraction of at least {least:g} and below 1", where=name)
+    return float(value)
 
 
 def parental(studies: Sequence[Study]) -> tuple[Study, ...]:

@@ -1,6 +1,7 @@
 """The band pruner: forecasts with honest intervals, stops only what will end outside the band."""
 
 import math
+from typing import Any
 
 import numpy as np
 import optuna
@@ -230,11 +231,18 @@ def test_refuses_a_report_that_is_not_positive(loss: float) -> None:
 
 
 @pytest.mark.parametrize(
-    "arguments", [{"probability": 1.0}, {"probability": 0.1}, {"band": 0.0}, {"noise": -0.1}, {"n_startup_trials": 1}]
+    ("name", "value"),
+    [
+        *(("probability", 1.0), ("probability", 0.1), ("probability", "0.9"), ("probability", None)),
+        *(("band", 0.0), ("band", [0.001]), ("noise", -0.1), ("noise", math.nan), ("noise", "0.01"), ("noise", False)),
+        *(("warmup", 1.0), ("warmup", None)),
+        *(("n_startup_trials", 1), ("n_startup_trials", 2.5), ("n_startup_trials", "3")),
+    ],
 )
-def test_refuses_arguments_out_of_range(arguments: dict[str, float]) -> None:
-    with pytest.raises(InputError, match="expected"):
-        BandPruner(**arguments)  # type: ignore[arg-type]
+def test_wrong_arguments_are_named(name: str, value: Any) -> None:
+    with pytest.raises(InputError, match=f"^{name}: .*, expected"):
+        BandPruner(**{name: value})
+    BandPruner(band=np.float64(0.01), noise=0, n_startup_trials=np.int64(3))  # numpy's numbers are numbers
 
 
 def test_refuses_a_study_that_maximises() -> None:
