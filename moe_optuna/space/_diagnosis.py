@@ -214,7 +214,7 @@ def _nearest_at(rules: Rules, triad: Triad, most: float) -> tuple[float, MoEArch
     left = iter(range(_PIECES))
 
     def within(factor: float) -> Bands:
-        spread = np.exp(widths * factor)
+        spread = np.exp(np.minimum(widths * factor, 100.0))  # a tolerance may be a thousandth of another
         low = np.maximum(targets / spread, [start, 0, 0])
         return Bands.between(low[None], np.minimum(targets * spread, [end * (1 - 1e-12), np.inf, np.inf])[None])
 

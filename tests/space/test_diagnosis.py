@@ -136,6 +136,13 @@ def test_a_limit_that_no_architecture_keeps_is_found_at_once(name: str) -> None:
     assert meets(space, triad, relaxation, relaxation.needed)
 
 
+@pytest.mark.filterwarnings("error")
+def test_one_tolerance_may_be_far_below_the_others() -> None:
+    diagnosis = SMALL.explain(Triad.at(M, 9.0, 3.3, Tolerances(0.05, 1e-8, 0.1)))
+    assert diagnosis.count == 0
+    assert diagnosis.nearest is not None
+
+
 @pytest.mark.parametrize(("density", "expansion"), [(9.0, 2.4), (9.0, 3.2), (15.0, 4.0)])
 def test_a_value_for_a_list_is_the_nearest_that_fits(density: float, expansion: float) -> None:
     """No value nearer to one of the list, in the ratio, gives an architecture by itself."""
