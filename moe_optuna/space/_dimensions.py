@@ -68,7 +68,8 @@ class DenseWidth(Frozen):
     """The width of dense feed-forward blocks: `ratio` times d_model, rounded to the nearest `multiple`, or, without a
     ratio, any multiple from `low` to `high`."""
 
-    ratio: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    # Above, widths at the largest d_model would not fit 64 bits.
+    ratio: float | None = Field(default=None, gt=0, le=1 << 20)
     low: Whole | None = None
     high: Whole | None = None
     multiple: Whole = 1

@@ -71,6 +71,7 @@ def test_repr_tells_the_problem(name: str) -> None:
         ("exponent =", "exponent = nan #", "allocation_law.exponent = nan"),
         ("compute_density = [6", "compute_density = [5", "expected 6 < low < high"),
         ("ratio = 3,", "ratio = 3, low = 5,", "expected either a ratio, or low and high"),
+        ("ratio = 3,", "ratio = 1e13,", "d_dense.ratio = 10000000000000.0: input should be less than or equal to"),
         ("format = 1", "format = 1\n= 3", "not TOML"),
     ],
 )  # fmt: skip
