@@ -50,8 +50,8 @@ def plan(compute: float, *, laws: LadderLaws | None = None, space: SearchSpace |
         space: Where architectures are from; by default that of the laws, by name.
 
     Raises:
-        InputError: Where compute is not a positive finite number, the laws give no triad at it, or no architecture of
-            the space is near.
+        InputError: Where an argument is of another kind, compute is not a positive finite number, the laws give no
+            triad at it, or no architecture of the space is near.
     """
     from moe_optuna.laws import LadderLaws
     from moe_optuna.space import SearchSpace
@@ -59,6 +59,12 @@ def plan(compute: float, *, laws: LadderLaws | None = None, space: SearchSpace |
     if isinstance(compute, bool) or not isinstance(compute, Real) or not math.isfinite(compute) or compute <= 0:
         raise InputError(f"{compute!r}, expected a positive finite number of training FLOPs", where="compute")
     compute = float(compute)
+    if laws is not None and not isinstance(laws, LadderLaws):
+        expected = "expected laws, such as `LadderLaws.load` reads from a laws.json"
+        raise InputError(f"a {type(laws).__name__}, {expected}", where="laws")
+    if space is not None and not isinstance(space, SearchSpace):
+        expected = "expected a search space, such as `SearchSpace.load` reads"
+        raise InputError(f"a {type(space).__name__}, {expected}", where="space")
     laws = laws or LadderLaws.published()
     if space is None:
         if laws.space is None:

@@ -180,6 +180,12 @@ def test_a_bad_budget_is_named(compute: object) -> None:
         plan(compute)
 
 
+@pytest.mark.parametrize(("name", "value"), [("laws", "runs/cpu/laws.json"), ("space", "lab")])
+def test_a_path_in_place_of_what_it_holds_is_named(name: str, value: str) -> None:
+    with pytest.raises(InputError, match=f"^{name}: a str, expected .*\\.load` reads"):
+        plan(3e18, **{name: value})  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize("compute", [np.int64(3 * 10**18), np.float32(3e18)])
 def test_a_budget_may_be_numpy_s(compute: np.number) -> None:
     blueprint = plan(compute)
