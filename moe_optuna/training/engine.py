@@ -150,7 +150,8 @@ def _attempt(
 ) -> TrainingResult:
     """`run` with so many forward passes a step."""
     begin = time.perf_counter()
-    seed = whole_number(seed, "seed", least=0)
+    if (seed := whole_number(seed, "seed", least=0)) >= 2**32:
+        raise InputError(f"{seed}, expected at most {2**32 - 1}: torch looks at 32 bits alone", where="seed")
     if devices > 1 and sys.argv[0] in ("", "-", "-c") and "LOCAL_RANK" not in os.environ:
         raise InputError(f"{devices}, expected 1 outside a script: the other processes run it again", where="devices")
     if checkpoint is not None:

@@ -248,6 +248,7 @@ def test_what_a_killed_process_left_is_removed(architecture: Build, folder: Path
         ({"tokens": math.nan}, "tokens: nan, expected a finite number of at least 1"),
         ({"seed": 1.5}, "seed: 1.5, expected an integer of at least 0"),
         ({"seed": -1}, "seed: -1, expected an integer of at least 0"),
+        ({"seed": 2**32}, "seed: 4294967296, expected at most 4294967295: torch looks at 32 bits alone"),
         ({"checkpoint": __file__}, "test_train.py: a file, expected a folder"),
         ({"checkpoint": f"{__file__}/within"}, "test_train.py: a file, expected a folder"),
     ],
