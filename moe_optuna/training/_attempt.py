@@ -43,6 +43,8 @@ def short_of_memory(kind: type[TrainingFailure] = TrainingFailure) -> Iterator[N
     """What a device's allocator or Python says where memory is short, as a failure of the training."""
     try:
         yield
+    except TrainingFailure:  # told already, within
+        raise
     except (RuntimeError, MemoryError) as error:
         first, *_ = str(error).splitlines() or [type(error).__name__]
         if isinstance(error, torch.OutOfMemoryError | MemoryError) or "DefaultCPUAllocator" in first:

@@ -222,7 +222,7 @@ class _Grid(pl.Callback):
     def __init__(
         self,
         data: TextData,
-        report: Callable[[Report], bool | None] | None,
+        report: Callable[[Report], bool | None],
         interrupted: Callable[[], bool] | None,
         begin: float,
         checkpoint: str | Path | None,
@@ -267,7 +267,7 @@ class _Grid(pl.Callback):
         tokens = module.step * hyper.sequences * self.data.context_length
         self.curve.append((tokens, loss))
         go_on = True
-        if self.report is not None and trainer.is_global_zero:
+        if trainer.is_global_zero:
             answer = self.report(Report(index, index / reports, tokens, loss))
             go_on = answer is None or bool(answer)  # nothing returned is no wish to stop
         if go_on and not final and self.interrupted is not None and trainer.is_global_zero:

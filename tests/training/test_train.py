@@ -269,8 +269,17 @@ def test_no_memory_is_a_failure_of_the_training(architecture: Build, folder: Pat
         trained(architecture(vocab_size=2**31 - 1, d_model=2**16), folder)
 
 
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory"),
+        RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory"),
+        MemoryError(),
+    ],
+    ids=["gpu", "cpu", "python"],
+)
 def test_where_memory_is_short_a_step_takes_more_passes(
-    architecture: Build, folder: Path, monkeypatch: pytest.MonkeyPatch
+    architecture: Build, folder: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
     """To the losses of a training that was told so, unless a report, which cannot be taken back, has been made."""
     changes = {"precision": "bfloat16"}
@@ -281,7 +290,7 @@ def test_where_memory_is_short_a_step_takes_more_passes(
 
     def short(model: MoELanguageModel, token_BS: torch.Tensor, target_BS: torch.Tensor) -> Any:
         if model.training and len(token_BS) > 1 and begun:
-            raise torch.OutOfMemoryError("CUDA out of memory")
+            raise error
         return original(model, token_BS, target_BS)
 
     monkeypatch.setattr(MoELanguageModel, "loss", short)
