@@ -4,7 +4,7 @@ import difflib
 from collections.abc import Iterable
 from numbers import Integral
 
-__all__ = ["InputError", "did_you_mean", "whole_number"]
+__all__ = ["InputError", "did_you_mean", "of_kind", "whole_number"]
 
 
 class InputError(ValueError):
@@ -36,3 +36,13 @@ def whole_number(value: object, name: str, *, least: int = 1) -> int:
     if isinstance(value, bool) or not isinstance(value, Integral) or value < least:
         raise InputError(f"{value!r}, expected an integer of at least {least}", where=name)
     return int(value)
+
+
+def of_kind(value: object, kind: type, expected: str, *, where: object) -> None:
+    """Refuse an argument that is no instance of a class.
+
+    Raises:
+        InputError: Where it is not: what it is, and what was expected.
+    """
+    if not isinstance(value, kind):
+        raise InputError(f"a {type(value).__name__}, expected {expected}", where=where)

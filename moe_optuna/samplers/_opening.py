@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from moe_optuna.errors import InputError
+from moe_optuna.errors import InputError, of_kind
 
 if TYPE_CHECKING:
     from moe_optuna.laws import LadderLaws
@@ -35,9 +35,7 @@ class Opening:
     def __init__(self, laws: LadderLaws, phase: Phase) -> None:
         from moe_optuna.laws import LadderLaws, with_ratios
 
-        if not isinstance(laws, LadderLaws):
-            expected = "expected laws, such as `LadderLaws.load` reads from a laws.json"
-            raise InputError(f"a {type(laws).__name__}, {expected}", where="laws")
+        of_kind(laws, LadderLaws, "laws, such as `LadderLaws.load` reads from a laws.json", where="laws")
         if phase.number not in laws.phases:
             known = ", ".join(map(str, sorted(laws.phases)))
             raise InputError(f"none of phase {phase.number}, expected those of a search of it; these are of {known}",

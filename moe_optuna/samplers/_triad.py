@@ -18,7 +18,7 @@ from optuna.study import StudyDirection
 from optuna.trial import TrialState
 
 from moe_optuna.architecture import MoEArchitecture
-from moe_optuna.errors import InputError, whole_number
+from moe_optuna.errors import InputError, of_kind, whole_number
 from moe_optuna.pruners import parental
 from moe_optuna.samplers import _compat
 from moe_optuna.samplers._belief import Belief, Parent, budget_of
@@ -113,8 +113,7 @@ class TriadSampler(BaseSampler):
     ) -> None:
         from moe_optuna.space import Phase
 
-        if not isinstance(phase, Phase):
-            raise InputError(f"a {type(phase).__name__}, expected a phase of a space", where="phase")
+        of_kind(phase, Phase, "a phase of a space", where="phase")
         if n_startup is not None:
             n_startup = whole_number(n_startup, "n_startup", least=0)
         if seed is not None:

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moe_optuna.architecture import MoEArchitecture
-from moe_optuna.errors import InputError
+from moe_optuna.errors import InputError, of_kind
 from moe_optuna.laws import BAND, with_ratios
 from moe_optuna.memory import all_to_all_bytes
 from moe_optuna.search.blueprint import QUANTITIES, Alternative, Blueprint, Span
@@ -59,12 +59,10 @@ def plan(compute: float, *, laws: LadderLaws | None = None, space: SearchSpace |
     if isinstance(compute, bool) or not isinstance(compute, Real) or not math.isfinite(compute) or compute <= 0:
         raise InputError(f"{compute!r}, expected a positive finite number of training FLOPs", where="compute")
     compute = float(compute)
-    if laws is not None and not isinstance(laws, LadderLaws):
-        expected = "expected laws, such as `LadderLaws.load` reads from a laws.json"
-        raise InputError(f"a {type(laws).__name__}, {expected}", where="laws")
-    if space is not None and not isinstance(space, SearchSpace):
-        expected = "expected a search space, such as `SearchSpace.load` reads"
-        raise InputError(f"a {type(space).__name__}, {expected}", where="space")
+    if laws is not None:
+        of_kind(laws, LadderLaws, "laws, such as `LadderLaws.load` reads from a laws.json", where="laws")
+    if space is not None:
+        of_kind(space, SearchSpace, "a search space, such as `SearchSpace.load` reads", where="space")
     laws = laws or LadderLaws.published()
     if space is None:
         if laws.space is None:

@@ -20,7 +20,7 @@ import numpy as np
 import optuna
 from optuna.trial import TrialState
 
-from moe_optuna.errors import InputError, did_you_mean, whole_number
+from moe_optuna.errors import InputError, did_you_mean, of_kind, whole_number
 from moe_optuna.files import SPACE_FILE, write_whole
 from moe_optuna.laws.threads import one_thread
 from moe_optuna.search._checks import check_space, check_text, make_folder
@@ -121,8 +121,7 @@ def search(
     from moe_optuna.training import Recipe, find_text
 
     space = SearchSpace.load(space) if isinstance(space, (str, Path)) else space
-    if not isinstance(space, SearchSpace):
-        raise InputError(f"a {type(space).__name__}, expected a search space, its name or a path", where="space")
+    of_kind(space, SearchSpace, "a search space, its name or a path", where="space")
     recipe = Recipe.from_table(space.training, where=f"{space.name}: [training]")
     if executor not in EXECUTORS:
         raise InputError(f"{executor!r}, expected local or ray{did_you_mean(executor, EXECUTORS)}", where="--executor")

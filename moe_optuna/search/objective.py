@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from moe_optuna.errors import InputError, whole_number
+from moe_optuna.errors import InputError, of_kind, whole_number
 
 if TYPE_CHECKING:
     from optuna import Trial
@@ -38,10 +38,9 @@ class LightningObjective:
         from moe_optuna.space import Phase
         from moe_optuna.training import Recipe, find_text
 
-        if not isinstance(phase, Phase):
-            raise InputError(f"a {type(phase).__name__}, expected a phase of a space", where="phase")
-        if recipe is not None and not isinstance(recipe, Recipe):
-            raise InputError(f"a {type(recipe).__name__}, expected a Recipe", where="recipe")
+        of_kind(phase, Phase, "a phase of a space", where="phase")
+        if recipe is not None:
+            of_kind(recipe, Recipe, "a Recipe", where="recipe")
         self._phase = phase
         self._recipe = recipe or Recipe.from_table(phase.space.training, where=f"{phase.space.name}: [training]")
         self._seed = whole_number(seed, "seed", least=0)
